@@ -1,0 +1,134 @@
+"""The backward pass: from a result to the leaves, newest node first, without recursion.
+
+A node (`tensor.Function`) is made by every recorded operation and points to its inputs. What is needed of it here:
+
+    order, inputs, needs          when it was made; its inputs; which of them want a gradient
+    backward(dy) -> dx, ...       its derivative
+    check_saved(), free()         whether its saved arrays are still what they were; let go of them
+
+and of a tensor: `_node` (what computed it; None for a leaf), `grad`, `_accumulate`, `_hooks`, `_grad_buffer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from .backend import Array
+
+if TYPE_CHECKING:
+    from .tensor import Function, Tensor
+
+# Context variables and not plain globals: every simulated rank has a context of its own, as every process has.
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+_callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar("callbacks", default=None)
+
+
+class grad_mode(ContextDecorator):
+    """Turn recording on or off for a `with` block or a decorated function. See `no_grad` and `enable_grad`."""
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        self._token = _recording.set(self.enabled)
+
+    def __exit__(self, *exc: object) -> None:
+        _recording.reset(self._token)
+
+    def _recreate_cm(self) -> grad_mode:
+        return grad_mode(self.enabled)  # of ContextDecorator: a decorated function may call itself
+
+
+def no_grad() -> grad_mode:
+    """Within it no graph is recorded: for evaluation, and for changing parameters in place."""
+    return grad_mode(False)
+
+
+def enable_grad() -> grad_mode:
+    """Record again inside a `no_grad` block."""
+    return grad_mode(True)
+
+
+is_grad_enabled = _recording.get  # a bool: whether operations are being recorded
+
+
+def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
+    """Visit the nodes behind `root`, newest first: hand each its finished gradient, pass on what it returns, free it.
+
+    Invariant: all that used a node's result are newer than the node, so when it is visited they have been, and its
+    gradient is complete. Sorting by age is a topological sort, however deep the graph.
+    """
+    token = _callbacks.set([])
+    try:
+        nodes, uses = _reachable(root)
+        gradients: dict[Tensor | Function, Array] = {root._node or root: seed}
+        if root._node is None:
+            _finish(root, gradients)
+        for node in nodes:
+            node.check_saved()
+            assert node.inputs is not None
+            # A leaf used once, with no gradient so far, may have it written straight into its buffer.
+            node.into = [
+                x._grad_buffer if need and uses.get(x) == 1 and x.grad is None else None
+                for x, need in zip(node.inputs, node.needs, strict=True)
+            ]
+            dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it
+            dxs = (None,) * len(node.inputs) if dy is None else node.backward(dy)
+            for x, need, dx in zip(node.inputs, node.needs, dxs, strict=True):
+                if not need:
+                    continue
+                key = x._node or x
+                if dx is not None:
+                    assert dx.shape == x.shape, f"{type(node).__name__}: gradient {dx.shape} for an input {x.shape}"
+                    gradients[key] = gradients[key] + dx if key in gradients else dx
+                if key is x:
+                    uses[x] -= 1
+                    if uses[x] == 0:
+                        _finish(x, gradients)
+            if not retain_graph:
+                node.free()
+        for callback in _callbacks.get() or ():
+            callback()
+    finally:
+        _callbacks.reset(token)
+
+
+def _reachable(root: Tensor) -> tuple[list[Function], dict[Tensor, int]]:
+    """The nodes that `root` was computed by, newest first, and how often each leaf is used."""
+    pending = [root._node] if root._node else []
+    found = set(pending)
+    uses: dict[Tensor, int] = {}
+    while pending:
+        node = pending.pop()
+        if node.inputs is None:
+            continue  # freed: check_saved will say so
+        for x, need in zip(node.inputs, node.needs, strict=True):
+            if not need:
+                continue
+            if x._node is None:
+                uses[x] = uses.get(x, 0) + 1
+            elif x._node not in found:
+                found.add(x._node)
+                pending.append(x._node)
+    return sorted(found, key=lambda node: node.order, reverse=True), uses
+
+
+def _finish(leaf: Tensor, gradients: dict[Tensor | Function, Array]) -> None:
+    """Every use of the leaf has contributed: add the sum to its grad and call its hooks."""
+    total = gradients.pop(leaf, None)
+    if total is None:
+        return
+    leaf._accumulate(total)
+    for hook in tuple((leaf._hooks or {}).values()):
+        hook(leaf)
+
+
+def after_backward(callback: Callable[[], None]) -> None:
+    """From within a hook: call `callback` once the running backward has visited every node."""
+    callbacks = _callbacks.get()
+    if callbacks is None:
+        raise RuntimeError("after_backward is for hooks: no backward is running")
+    callbacks.append(callback)

@@ -1,0 +1,42 @@
+"""Broadcast along a binomial tree: who has the array passes it on, so that the number who have it doubles each round.
+
+    round 1   0 -> 4
+    round 2   0 -> 2   4 -> 6
+    round 3   0 -> 1   2 -> 3   4 -> 5   6 -> 7        (P = 8, root 0)
+
+Cost: lg P rounds, rounded up, of a + n b each, where the ring's chain of P - 1 would make the last rank wait longest.
+"""
+
+from __future__ import annotations
+
+from minidist.backend import Array
+from minidist.comm.base import Communicator
+
+TAG = 32003
+
+
+def binomial_broadcast(comm: Communicator, array: Array, root: int = 0) -> Array:
+    """Every rank ends with the root's array. In place; returns array.
+
+    Shapes  array (any, contiguous), of equal size on all ranks; its content counts on the root only
+    Cost    P - 1 messages in all, of array.nbytes; at most ceil(lg P) sent by any rank
+    Errors  ValueError: a rank's array has another size, or there is no rank `root`
+    """
+    size = comm.size
+    if not 0 <= root < size:
+        raise ValueError(f"root {root}: the ranks of this communicator are 0 to {size - 1}")
+    me = (comm.rank - root) % size  # number the ranks from the root on, so that the root is 0
+
+    # 1. Receive from the rank whose number is ours without its lowest set bit. The root has no such bit.
+    bit = 1
+    while bit < size and not me & bit:
+        bit *= 2
+    if me:
+        comm.recv(array, (me - bit + root) % size, TAG)
+
+    # 2. Pass it on to those who differ from us in one lower bit, the farthest first: it has the most to pass on.
+    while bit > 1:
+        bit //= 2
+        if me + bit < size:
+            comm.send(array, (me + bit + root) % size, TAG)
+    return array

@@ -1,0 +1,165 @@
+"""What a rank program is written against: `Communicator` and `Request`.
+
+A communicator joins `size` ranks, numbered from 0. There are two kinds: over MPI (mpi.py), and simulated in one
+process (simulated.py; a program started without mpirun gets a simulated world of one rank). Every argument is checked
+here, once for both, so that a mistake is refused at the call with both values named.
+
+Messages are arrays: their bytes travel, never a pickle. A message is matched by communicator, source and tag; two
+messages with the same three arrive in the order they were sent.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from abc import ABC, abstractmethod
+from typing import NoReturn
+
+import numpy as np
+
+from minidist.backend import Array, namespace, on_gpu
+
+MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist.collectives
+
+
+def default_timeout() -> float:
+    """Seconds a rank waits for another before it gives up: MINIDIST_TIMEOUT, else 600."""
+    text = os.environ.get("MINIDIST_TIMEOUT", "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise ValueError(f"MINIDIST_TIMEOUT={text!r}: expected a number of seconds above 0")
+    return seconds
+
+
+class Request(ABC):
+    """A send or receive that has been started. Its array belongs to it until `wait` returns or `test` says True."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when done. After `timeout` seconds (None: the communicator's) raise TimeoutError; wait may be retried.
+
+        Errors  ValueError: the message's size is not the receiving array's
+        """
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Whether it is done, without waiting. Errors as for `wait`."""
+
+
+class Communicator(ABC):
+    """`size` ranks that can send one another arrays; this process is number `rank`.
+
+    Arrays are NumPy's or CuPy's, C-contiguous, of any dtype but object. `timeout` is the deadline, in seconds, of every
+    wait; a child made by `split` inherits it.
+    """
+
+    rank: int
+    size: int
+    timeout: float
+
+    # -- point to point -------------------------------------------------------------------------------------------
+
+    def send(self, array: Array, dest: int, tag: int = 0) -> None:
+        """Send `array` to rank `dest`; when it returns, the array may be changed.
+
+        It may wait for the receiver to come (MPI does for large messages): two ranks that both send first and receive
+        second can wait for each other for ever. Use `sendrecv` or `isend` there.
+        """
+        self.isend(array, dest, tag).wait()
+
+    def recv(self, array: Array, source: int, tag: int = 0) -> Array:
+        """Wait for a message from rank `source`; fills `array` and returns it."""
+        self.irecv(array, source, tag).wait()
+        return array
+
+    def isend(self, array: Array, dest: int, tag: int = 0) -> Request:
+        """Start sending; leave `array` unchanged until the request is done."""
+        dest = self._check_peer("dest", dest, tag)
+        self._check_array(array)
+        return self._isend(array, dest, tag)
+
+    def irecv(self, array: Array, source: int, tag: int = 0) -> Request:
+        """Start receiving; `array` is filled when the request is done."""
+        source = self._check_peer("source", source, tag)
+        self._check_array(array)
+        if not getattr(array.flags, "writeable", True):  # CuPy's arrays are all writeable and have no such flag
+            raise ValueError(f"cannot receive into a read-only array (shape {array.shape}, {array.dtype})")
+        return self._irecv(array, source, tag)
+
+    def sendrecv(self, sendarray: Array, dest: int, recvarray: Array, source: int, tag: int = 0) -> Array:
+        """Send to one rank while receiving from another (or the same); fills `recvarray` and returns it."""
+        receiving = self.irecv(recvarray, source, tag)
+        sending = self.isend(sendarray, dest, tag)
+        receiving.wait()
+        sending.wait()
+        return recvarray
+
+    # -- groups ---------------------------------------------------------------------------------------------------
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        """A communicator of the ranks that gave the same `color`, ordered by (key, rank). Every rank must call it.
+
+        `color` is a number from 0 up, or None to be in no group; who gives None gets None.
+        """
+        if color is not None and operator.index(color) < 0:
+            raise ValueError(f"color {color}: expected a number from 0 up, or None for no group")
+        return self._split(color, operator.index(key))
+
+    def split_by_host(self) -> tuple[Communicator, Communicator]:
+        """(the ranks on my host, one rank per host). Every rank must call it.
+
+        The first orders the ranks of a host by rank. The second joins the ranks that have the same number in the
+        first: for a host's first rank those are the first ranks of all hosts, for its second rank the second ranks, and
+        so on, so every rank has a peer per host (fewer where a host has fewer ranks).
+        """
+        host = self._split_by_host()
+        across = self.split(host.rank, self.rank)
+        assert across is not None
+        return host, across
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def abort(self, code: int = 1) -> NoReturn:
+        """End the whole job, every rank of it, with exit status `code`."""
+
+    # -- what the two kinds provide -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _isend(self, array: Array, dest: int, tag: int) -> Request: ...
+
+    @abstractmethod
+    def _irecv(self, array: Array, source: int, tag: int) -> Request: ...
+
+    @abstractmethod
+    def _split(self, color: int | None, key: int) -> Communicator | None: ...
+
+    @abstractmethod
+    def _split_by_host(self) -> Communicator: ...
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def _check_peer(self, role: str, peer: int, tag: int) -> int:
+        peer = operator.index(peer)
+        if not 0 <= peer < self.size:
+            raise ValueError(f"{role} {peer}: the ranks of this communicator are 0 to {self.size - 1}")
+        if not 0 <= operator.index(tag) <= MAX_TAG:
+            raise ValueError(f"tag {tag}: tags are 0 to {MAX_TAG}")
+        return peer
+
+    def _check_array(self, array: Array) -> None:
+        if not (isinstance(array, np.ndarray) or on_gpu(array)):
+            raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+        if not array.flags.c_contiguous:
+            raise ValueError(
+                f"array of shape {array.shape} and strides {array.strides} is not contiguous in memory; "
+                f"send {namespace(array).__name__}.ascontiguousarray(array), or receive into a new array and copy"
+            )
+        if array.dtype.hasobject:
+            raise TypeError(f"dtype {array.dtype} holds Python objects; only plain numbers travel")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} rank {self.rank} of {self.size}>"

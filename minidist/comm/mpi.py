@@ -1,0 +1,189 @@
+"""`Communicator` over MPI. The only module that imports mpi4py, and only when a world is opened.
+
+Arrays travel as bytes: their own memory, seen as uint8, is what MPI reads and writes. One message of ours is one of
+MPI's, or several where it is larger than PIECE (MPI counts in 32 bits); MPI keeps messages in order, so the pieces
+need no numbers. MPI does not know dtypes here: the receiver checks the number of bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from typing import Any, NoReturn
+
+import numpy as np
+from mpi4py import MPI
+
+from minidist import backend
+from minidist.backend import Array
+from minidist.comm.base import Communicator, Request, default_timeout
+from minidist.comm.endings import Endings
+from minidist.comm.threads import share_cores
+from minidist.comm.waiting import wait_until
+from minidist.comm.where import describe_stack
+
+PIECE = 1 << 30  # bytes of the largest single MPI message
+
+
+def open_world() -> MpiCommunicator:
+    """The communicator of all ranks; every rank must call it, once.
+
+    From here on an exception, sys.exit or the death of one rank ends the job (see endings.py), and BLAS uses this
+    rank's share of the cores.
+    """
+    endings = Endings(MPI, MPI.COMM_WORLD.Dup())
+    world = MpiCommunicator(MPI.COMM_WORLD.Dup(), endings, default_timeout())
+    host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    share_cores(host.size)
+    host.Free()
+    endings.install()
+    return world
+
+
+def library() -> str:
+    """The first words of the MPI library's own description."""
+    return MPI.Get_library_version().splitlines()[0].strip()
+
+
+def _cut(buffer: Any, nbytes: int) -> list[Any]:
+    """Memory in pieces that MPI can count; one, empty, for no bytes."""
+    if nbytes <= PIECE:
+        return [buffer]
+    return [buffer[start : start + PIECE] for start in range(0, nbytes, PIECE)]
+
+
+def _memory(array: Array) -> tuple[Any, np.ndarray | None]:
+    """What MPI is to read or write for `array`, and the pinned host memory it is in if not the array's own."""
+    if not backend.on_gpu(array):
+        return array.reshape(-1).view(np.uint8), None
+    if _cuda_aware():
+        backend.synchronize()  # MPI does not know of the GPU's queue of work
+        return MPI.buffer.fromaddress(array.data.ptr, array.nbytes), None
+    staged = backend.pinned_like(array)
+    return staged.reshape(-1).view(np.uint8), staged
+
+
+@cache
+def _cuda_aware() -> bool:
+    """Whether MPI may be handed a GPU's addresses: MINIDIST_CUDA_AWARE=0/1, else what the library says of itself."""
+    wish = os.environ.get("MINIDIST_CUDA_AWARE")
+    if wish is not None:
+        return wish == "1"
+    query = getattr(ctypes.CDLL(MPI.__file__), "MPIX_Query_cuda_support", None)
+    return query is not None and bool(query())
+
+
+class MpiCommunicator(Communicator):
+    """A communicator backed by one of MPI's."""
+
+    def __init__(self, comm: MPI.Comm, endings: Endings, timeout: float):
+        self.rank = comm.rank
+        self.size = comm.size
+        self.timeout = timeout
+        self.mpi = comm
+        self.endings = endings
+        self.members = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
+
+    def _isend(self, array: Array, dest: int, tag: int) -> Request:
+        buffer, staged = _memory(array)
+        if staged is not None:
+            backend.copy_into(staged, array)
+        pieces = [self.mpi.Isend((piece, MPI.BYTE), dest, tag) for piece in _cut(buffer, array.nbytes)]
+        return MpiRequest(self, pieces, array, None, dest, tag, receiving=False)
+
+    def _irecv(self, array: Array, source: int, tag: int) -> Request:
+        buffer, staged = _memory(array)
+        pieces = [self.mpi.Irecv((piece, MPI.BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
+        return MpiRequest(self, pieces, array, staged, source, tag, receiving=True)
+
+    def _split(self, color: int | None, key: int) -> Communicator | None:
+        # MPI's own split waits without a deadline, so meet first; then it has nothing to wait for.
+        everyone = self.mpi.Ibarrier()
+        self.wait_for(everyone.Test, self.members, self.timeout, f"split(color={color}, key={key})")
+        child = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
+        return None if child == MPI.COMM_NULL else MpiCommunicator(child, self.endings, self.timeout)
+
+    def _split_by_host(self) -> Communicator:
+        everyone = self.mpi.Ibarrier()
+        self.wait_for(everyone.Test, self.members, self.timeout, "split_by_host()")
+        return MpiCommunicator(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank), self.endings, self.timeout)
+
+    def abort(self, code: int = 1) -> NoReturn:
+        self.endings.abort(code)
+
+    def wait_for(self, test: Any, peers: list[int], timeout: float, what: str) -> None:
+        """Wait for `test()`, which depends on the world ranks `peers`; `what` names the operation if it fails."""
+
+        def who() -> str:
+            whom = f"rank {peers[0]}" if len(peers) == 1 else f"any of ranks {peers}"
+            return f"{whom}: {what}, at {describe_stack(sys._getframe(1))}"
+
+        if not wait_until(test, timeout, lambda: self.endings.check(peers, test, who)):
+            raise TimeoutError(
+                f"rank {self.endings.rank} of {self.endings.size} has waited {timeout:g} s for {who()} "
+                "(the deadline is comm.timeout, at first MINIDIST_TIMEOUT or 600 s)"
+            )
+
+
+class MpiRequest(Request):
+    """A started send or receive: one MPI request for each piece, finished in order."""
+
+    __slots__ = ("comm", "pieces", "array", "staged", "peer", "tag", "receiving", "received", "status")
+
+    def __init__(
+        self,
+        comm: MpiCommunicator,
+        pieces: list[MPI.Request],
+        array: Array,
+        staged: np.ndarray | None,
+        peer: int,
+        tag: int,
+        receiving: bool,
+    ):
+        self.comm = comm
+        self.pieces = pieces  # those not finished
+        self.array = array  # also keeps its memory alive while MPI uses it
+        self.staged = staged  # host memory that is to be copied into a GPU array when all has arrived
+        self.peer = peer
+        self.tag = tag
+        self.receiving = receiving
+        self.received = 0  # bytes
+        self.status = MPI.Status() if receiving else None
+
+    def wait(self, timeout: float | None = None) -> None:
+        if not self.test():
+            comm = self.comm
+            timeout = comm.timeout if timeout is None else timeout
+            comm.wait_for(self.test, [comm.members[self.peer]], timeout, self._describe())
+
+    def test(self) -> bool:
+        while self.pieces:
+            try:
+                if not self.pieces[0].Test(self.status):
+                    return False
+            except MPI.Exception as error:
+                self.pieces = []
+                if error.Get_error_class() == MPI.ERR_TRUNCATE:
+                    raise ValueError(f"{self._describe()}: the message is longer than the receiving array") from None
+                raise
+            del self.pieces[0]
+            if self.status is not None:
+                self.received += self.status.Get_count(MPI.BYTE)
+            if not self.pieces:
+                self._finish()
+        return True
+
+    def _finish(self) -> None:
+        if self.receiving and self.received != self.array.nbytes:
+            raise ValueError(
+                f"{self._describe()}: the message has {self.received} bytes, the receiving array {self.array.nbytes}"
+            )
+        if self.staged is not None:
+            backend.copy_into(self.array, self.staged)
+            self.staged = None
+
+    def _describe(self) -> str:
+        what = "receive from" if self.receiving else "send to"
+        return f"{what} rank {self.peer}, tag {self.tag}, {self.array.nbytes} bytes"

@@ -1,0 +1,23 @@
+"""BLAS threads: ranks on one host share its cores instead of each taking all of them."""
+
+from __future__ import annotations
+
+import os
+
+USER_CHOICES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def share_cores(ranks_on_host: int) -> None:
+    """Limit BLAS to this rank's share of the cores, unless the user has set a number of threads."""
+    if any(name in os.environ for name in USER_CHOICES):
+        return
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(max(1, cores() // ranks_on_host), user_api="blas")

@@ -1,0 +1,217 @@
+"""Train the document's network on MNIST, on one rank or many (C.4).
+
+    python -m minidist.examples.mnist
+    mpirun -n 4 python -m minidist.examples.mnist
+
+784 inputs, a hidden layer of 1024 with ReLU, 10 outputs, cross-entropy from logits, Adam, 10 epochs. The batch size is
+that of all ranks together, so batch and seed decide the result and the number of ranks only how soon it comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import minidist as md
+from minidist import backend
+from minidist.comm import Communicator
+from minidist.nn import functional as F
+
+OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
+
+
+def main(argv: list[str] | None = None) -> None:
+    comm = md.comm.world()
+    args = parse(argv, comm)
+    try:
+        device = backend.choose(args.device, comm.split_by_host()[0].rank)
+        backend.use(device)
+        train, test = (md.data.read_mnist(split, args.data) for split in ("train", "test"))
+        initial = md.checkpoint.load(args.load) if args.load else None
+        model = build(args, train, test, device, initial)
+    except (OSError, ValueError, KeyError, backend.DeviceError) as error:
+        md.comm.refuse(comm, f"mnist: {error.args[0] if isinstance(error, KeyError) else error}")
+    result = fit(model, train, test, args, comm, device)
+    if args.save and comm.rank == 0:
+        md.checkpoint.save(args.save, model.state_dict())
+    if args.json and comm.rank == 0:
+        write_json(args.json, result)
+
+
+def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial: Any) -> md.nn.Module:
+    """The network, with the data's number of inputs and classes."""
+    if train[0].shape[1] != test[0].shape[1]:
+        raise ValueError(f"training images have {train[0].shape[1]} pixels, test images {test[0].shape[1]}")
+    classes = int(max(train[1].max(), test[1].max())) + 1
+    md.manual_seed(args.seed)
+    # D.3(1) Initialise the parameters: every rank draws the same ones (and data_parallel makes sure of it).
+    model = md.nn.Sequential(
+        md.nn.Linear(train[0].shape[1], args.hidden), md.nn.ReLU(), md.nn.Linear(args.hidden, classes)
+    )
+    if initial is not None:
+        model.load_state_dict(initial)
+    return model.to(device, args.dtype)
+
+
+def fit(
+    model: md.nn.Module, train: Any, test: Any, args: argparse.Namespace, comm: Communicator, device: str
+) -> dict[str, Any]:
+    """Train, tell rank 0's terminal how it goes, and return what there is to report."""
+    optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
+    network, optimizer = md.parallel.data_parallel(model, optimizer, comm, zero=args.zero, algorithm=args.sync)
+    # D.2(2) Partition the data: every rank has its share of each global batch.
+    loaders = [
+        md.data.Loader(
+            *data,
+            batch_size=batch,
+            rank=comm.rank,
+            size=comm.size,
+            seed=args.seed,
+            shuffle=shuffle,
+            dtype=args.dtype,
+            device=device,
+        )
+        for data, batch, shuffle in ((train, args.batch_size, True), (test, 1000 * comm.size, False))
+    ]
+    loader, test_loader = loaders
+    say = print if comm.rank == 0 and not args.quiet else (lambda *_, **__: None)
+    parameters = sum(p.numel() for p in model.parameters())
+    strategy = "one rank" if comm.size == 1 else f"{args.sync} all-reduce" + ", ZeRO 1" * args.zero
+    say(f"{parameters:,} {args.dtype} parameters, {len(train[0]):,} images, batch {args.batch_size}", flush=True)
+    say(f"{comm.size} rank{'s' * (comm.size > 1)} on {device}, {strategy}, {args.optimizer} lr {args.lr}", flush=True)
+
+    seconds, loss, accuracy = 0.0, float("nan"), float("nan")
+    # D.3(5) Repeat 3 and 4 until the stopping condition holds: so many epochs.
+    for epoch in range(args.epochs):
+        start = time.perf_counter()
+        loss = train_epoch(network, optimizer, loader, epoch, args, comm)
+        backend.synchronize()
+        took = time.perf_counter() - start
+        seconds += took
+        accuracy = evaluate(model, test_loader, comm)
+        say(
+            f"epoch {epoch + 1:2}/{args.epochs}   loss {loss:.4f}   test accuracy {accuracy:6.2%}   "
+            f"{len(train[0]) / took:7,.0f} samples/s   {took:5.1f} s",
+            flush=True,
+        )
+    md.parallel.assert_replicas_agree(model, comm)
+    if comm.size > 1:
+        say(f"the parameters of all {comm.size} ranks are equal, bit for bit", flush=True)
+    return {
+        "strategy": "single" if comm.size == 1 else f"data-parallel {args.sync} zero={args.zero}",
+        "ranks": comm.size,
+        "mesh": {"dp": comm.size},
+        "epochs": args.epochs,
+        "seconds": seconds,
+        "samples_per_second": args.epochs * len(train[0]) / seconds,
+        "train_loss": loss,
+        "test_accuracy": accuracy,
+        "device": device,
+    }
+
+
+def train_epoch(
+    network: md.nn.Module, optimizer: Any, loader: md.data.Loader, epoch: int, args: argparse.Namespace, comm: Communicator
+) -> float:
+    """One pass over the training data; returns the mean loss over all ranks' samples."""
+    total = np.zeros(2)  # the sum of the losses, and of the samples
+    with tqdm(
+        total=len(loader.labels),
+        desc=f"epoch {epoch + 1:2}/{args.epochs}",
+        unit=" samples",
+        unit_scale=True,
+        leave=False,
+        mininterval=0.25,
+        ncols=88,
+        disable=args.quiet or comm.rank != 0,
+    ) as bar:
+        for batch, (images, labels) in enumerate(loader.epoch(epoch)):
+            # D.3(3) Each rank trains on its own share.
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(md.Tensor(images)), md.Tensor(labels))
+            # D.3(4) Synchronise: backward ends with the average of all ranks' gradients, and step keeps ranks alike.
+            loss.backward()
+            optimizer.step()
+            if len(labels):
+                total += loss.item() * len(labels), len(labels)
+            if not bar.disable:
+                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+                bar.update(loader.batch_sizes[batch])
+    loss_sum, samples = md.collectives.all_reduce(comm, total)
+    return float(loss_sum / samples)
+
+
+@md.no_grad()
+def evaluate(model: md.nn.Module, loader: md.data.Loader, comm: Communicator) -> float:
+    """The share of test images that the model gets right; each rank tries its part of them."""
+    right = np.zeros(1, np.int64)
+    for images, labels in loader.epoch(0):
+        right += int((model(md.Tensor(images)).argmax(1) == md.Tensor(labels)).sum())
+    return int(md.collectives.all_reduce(comm, right)[0]) / len(loader.labels)
+
+
+def write_json(path: str, result: dict[str, Any]) -> None:
+    line = json.dumps(result)
+    if path == "-":
+        print(line, flush=True)
+    else:
+        Path(path).write_text(line + "\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that speaks on rank 0 only; all ranks end."""
+
+    speaks = True
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if self.speaks:
+            super()._print_message(message, file)
+
+
+def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
+    """The command line; one that can't work is refused here, on all ranks, by one message."""
+    parser = _Parser("python -m minidist.examples.mnist", description="Train the document's network on MNIST.")
+    parser.speaks = comm.rank == 0
+    add = parser.add_argument
+    add("--epochs", type=int, default=10, metavar="N", help="passes over the training data (%(default)s)")
+    add("--batch-size", type=int, default=128, metavar="N", help="samples a step, of all ranks together (%(default)s)")
+    add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (%(default)s)")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="(%(default)s)")
+    add("--hidden", type=int, default=1024, metavar="N", help="width of the hidden layer (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of initial weights and shuffling (%(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
+    add("--sync", choices=["auto", *md.collectives.ALGORITHMS["all_reduce"]], default="ring",
+        help="the all-reduce that keeps ranks in step (%(default)s)")  # fmt: skip
+    add("--zero", type=int, choices=(0, 1), default=0, help="1: each rank keeps 1/P of the optimizer (%(default)s)")
+    add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
+    add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
+    add("--load", metavar="FILE", help="start from these parameters (safetensors)")
+    add("--json", metavar="FILE", help="write the result as one JSON object; - for standard output")
+    add("--quiet", action="store_true", help="print nothing but errors (and what --json - asks for)")
+    args = parser.parse_args(argv)
+    for name in ("epochs", "hidden", "batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    if args.batch_size < comm.size:
+        parser.error(f"--batch-size {args.batch_size}: less than the {comm.size} ranks, so some would have no sample")
+    if not args.lr > 0:
+        parser.error(f"--lr {args.lr}: must be more than 0")
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed}: must not be negative")
+    for name in ("save", "json"):
+        path = getattr(args, name)
+        if path and path != "-" and not Path(path).absolute().parent.is_dir():
+            parser.error(f"--{name} {path}: there is no folder {Path(path).absolute().parent}")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Module: parameters, buffers and other modules, under names. PyTorch's names and rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import backend
+from ..autograd import no_grad
+from ..backend import Array
+from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from .flat import FlatBuffer
+
+
+class Parameter(Tensor):
+    """A tensor that a module trains."""
+
+    __slots__ = ("_flat",)
+
+    def __init__(self, data: Tensor | Array, requires_grad: bool = True):
+        super().__init__(data.data if isinstance(data, Tensor) else data, requires_grad)
+        self._flat: FlatBuffer | None = None  # the flat buffer that data is a view of
+
+
+class Module(ABC):
+    """A function with parameters. A subclass makes them in __init__ and uses them in forward.
+
+        class Classifier(Module):
+            def __init__(self):
+                self.hidden = Linear(784, 1024)
+                self.out = Linear(1024, 10)
+
+            def forward(self, x):
+                return self.out(F.relu(self.hidden(x)))
+
+    Attributes that are parameters or modules are found by themselves. A tensor that belongs to the state but is not
+    trained (a running mean) is named by `register_buffer`.
+    """
+
+    training = True
+    _buffer_names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What calling the module does."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def register_buffer(self, name: str, value: Tensor | None) -> None:
+        """Make a tensor part of the state, under its attribute's name."""
+        setattr(self, name, value)
+        self._buffer_names = (*self._buffer_names, name)
+
+    # -- what is in it ------------------------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly inside, with their names."""
+        return ((name, m) for name, m in vars(self).items() if isinstance(m, Module))
+
+    def children(self) -> Iterator[Module]:
+        return (m for _, m in self.named_children())
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all inside it, with their dotted names."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        return (m for _, m in self.named_modules())
+
+    def _named_state(self, want_parameters: bool, want_buffers: bool) -> Iterator[tuple[str, Tensor]]:
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                full = f"{prefix}.{name}" if prefix else name
+                if isinstance(value, Parameter):
+                    if want_parameters:
+                        yield full, value
+                elif want_buffers and name in module._buffer_names and value is not None:
+                    yield full, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """The parameters with their dotted names ("0.weight"); a tied one once, under its first name."""
+        seen: set[Tensor] = set()
+        for name, p in self._named_state(True, False):
+            if p not in seen:
+                seen.add(p)
+                assert isinstance(p, Parameter)
+                yield name, p
+
+    def parameters(self) -> Iterator[Parameter]:
+        return (p for _, p in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors named by `register_buffer`, with their dotted names."""
+        return self._named_state(False, True)
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array]:
+        """Parameters and buffers as arrays, by PyTorch's names and in its layouts. Views, not copies."""
+        return {name: t.data for name, t in self._named_state(True, True)}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy arrays (or tensors, of PyTorch's too) into the parameters and buffers of the same names, in place.
+
+        Errors  KeyError: names missing or too many (unless strict is False); ValueError: another shape
+        """
+        mine = dict(self._named_state(True, True))
+        missing, unexpected = mine.keys() - state.keys(), state.keys() - mine.keys()
+        if strict and (missing or unexpected):
+            raise KeyError(f"load_state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+        with no_grad():
+            for name in mine.keys() & state.keys():
+                value = state[name]
+                array = value.data if isinstance(value, Tensor) else value
+                array = array if backend.is_array(array) else np.asarray(array)
+                if array.shape != mine[name].shape:
+                    raise ValueError(f"load_state_dict: {name} has shape {mine[name].shape}, the state {array.shape}")
+                mine[name].copy_(backend.to(array, mine[name].device))
+
+    def to(self, *targets: Any) -> Module:
+        """Move the parameters and buffers to a device, or cast them to a floating-point dtype; returns self.
+
+        Errors  RuntimeError: an optimizer holds them already (make it after moving)
+        """
+        for t in (t for _, t in self._named_state(True, True)):
+            if isinstance(t, Parameter) and t._flat is not None:
+                raise RuntimeError("move or cast a model before its optimizer is made: it holds the parameters' memory")
+            for target in targets:
+                if isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda"):
+                    t.data = backend.to(t.data, target)
+                elif t.dtype.kind == "f":
+                    t.data = t.data.astype(np.dtype(target))
+            t.grad = None
+        return self
+
+    def double(self) -> Module:
+        """Cast to float64: for checks of gradients."""
+        return self.to(np.float64)
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch dropout and batch statistics on (or off); returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch dropout and batch statistics off; returns self."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Module:
+        """Freeze the parameters, or train them again; returns self."""
+        for p in self.parameters():
+            p.requires_grad_(requires_grad)
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for p in self.parameters():
+            p.grad = None
+
+    def extra_repr(self) -> str:
+        """What the printed form shows between the brackets."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        inside = "\n  " + "\n  ".join(lines) + "\n" if lines else self.extra_repr()
+        return f"{type(self).__name__}({inside})"
+
+
+class Sequential(Module):
+    """Modules one after another; each gets what the one before gave. Named "0", "1", …"""
+
+    def __init__(self, *modules: Module):
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def forward(self, x: Any) -> Any:
+        for module in self.children():
+            x = module(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(list(self.children()))
+
+    def __getitem__(self, index: int | slice) -> Any:
+        picked = list(self.children())[index]
+        return Sequential(*picked) if isinstance(picked, list) else picked
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+
+class ModuleList(Module):
+    """A list of modules. Named "0", "1", …; calling it is left to its owner."""
+
+    def __init__(self, modules: Any = ()):
+        for module in modules:
+            self.append(module)
+
+    def append(self, module: Module) -> ModuleList:
+        setattr(self, str(len(self)), module)
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a ModuleList can't be called: loop over it")
+
+    def __len__(self) -> int:
+        return len(list(self.children()))
+
+    def __getitem__(self, index: int) -> Module:
+        return list(self.children())[index]
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()

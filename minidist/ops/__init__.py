@@ -1,0 +1,102 @@
+"""Operations on tensors, a family a file. All are functions here and in `nn.functional`; most are methods as well."""
+
+from ..tensor import Tensor
+from .activation import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
+from .attention import scaled_dot_product_attention
+from .conv import conv2d
+from .dropout import dropout
+from .elementwise import (
+    abs,
+    add,
+    clip,
+    cos,
+    div,
+    eq,
+    exp,
+    ge,
+    gt,
+    le,
+    log,
+    lt,
+    maximum,
+    minimum,
+    mul,
+    ne,
+    neg,
+    pow,
+    sin,
+    sqrt,
+    sub,
+    where,
+)
+from .embedding import embedding
+from .index import gather, getitem
+from .loss import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    l1_loss,
+    log_softmax,
+    mse_loss,
+    nll_loss,
+    softmax,
+)
+from .matmul import einsum, linear, matmul, outer
+from .norm import batch_norm, layer_norm, rms_norm
+from .pool import avg_pool2d, max_pool2d
+from .reduce import amax, amin, argmax, argmin, cumsum, logsumexp, max, mean, min, prod, std, sum, var
+from .shape import (
+    cat,
+    chunk,
+    clone,
+    contiguous,
+    expand,
+    flatten,
+    flip,
+    masked_fill,
+    pad,
+    permute,
+    repeat,
+    reshape,
+    roll,
+    split,
+    squeeze,
+    stack,
+    to,
+    transpose,
+    tril,
+    triu,
+    unsqueeze,
+)
+
+clamp = clip
+
+# Functions of a tensor that are its methods too, under the same name.
+_METHODS = (
+    abs, add, amax, amin, argmax, argmin, chunk, clamp, clip, clone, contiguous, cos, cumsum, div, eq, exp, expand, flatten,
+    flip, gather, ge, gt, le, log, log_softmax, logsumexp, lt, masked_fill, matmul, max, maximum, mean, min, minimum, mul, ne,
+    neg, permute, pow, prod, relu, repeat, reshape, roll, sigmoid, sin, softmax, split, sqrt, squeeze, std, sub, sum, tanh,
+    to, transpose, tril, triu, unsqueeze, var,
+)  # fmt: skip
+for _function in _METHODS:
+    setattr(Tensor, _function.__name__, _function)
+Tensor.clamp = clip
+Tensor.view = reshape
+
+
+def _reflected(function):  # type: ignore[no-untyped-def]
+    """For `2 - x`, which Python calls as x.__rsub__(2)."""
+    return lambda x, y: function(y, x)
+
+
+# The operators.
+_OPERATORS = {"add": add, "sub": sub, "mul": mul, "truediv": div, "pow": pow, "matmul": matmul}
+for _name, _function in _OPERATORS.items():
+    setattr(Tensor, f"__{_name}__", _function)
+    setattr(Tensor, f"__r{_name}__", _reflected(_function))
+for _name, _function in {
+    "eq": eq, "ne": ne, "lt": lt, "le": le, "gt": gt, "ge": ge, "neg": neg, "abs": abs, "getitem": getitem,
+}.items():  # fmt: skip
+    setattr(Tensor, f"__{_name}__", _function)
+
+Tensor.T = property(lambda x: permute(x, *reversed(range(x.ndim))))  # type: ignore[attr-defined]
+Tensor.mT = property(lambda x: transpose(x, -2, -1))  # type: ignore[attr-defined]

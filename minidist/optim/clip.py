@@ -1,0 +1,37 @@
+"""Gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..backend import namespace
+from ..tensor import Tensor
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scale the gradients, in place, so that the norm of all together is at most max_norm; returns the norm before.
+
+    norm_type  2 for the Euclidean norm, math.inf for the largest element, any other p for the p-norm
+    Errors     RuntimeError: the norm is infinite or nan, and error_if_nonfinite
+    Source     Pascanu et al. 2013, algorithm 1
+    """
+    listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    gradients = [p.grad.data for p in listed if p.grad is not None]
+    if not gradients:
+        return Tensor(np.zeros((), np.float32))
+    xp = namespace(gradients[0])
+    if norm_type == math.inf:
+        norm = xp.stack([xp.abs(g).max() for g in gradients]).max()
+    else:
+        norm = xp.stack([(xp.abs(g) ** norm_type).sum() for g in gradients]).sum() ** (1 / norm_type)
+    if error_if_nonfinite and not bool(xp.isfinite(norm)):
+        raise RuntimeError(f"the norm of the gradients is {float(norm)}: they can't be clipped")
+    factor = xp.minimum(max_norm / (norm + 1e-6), 1).astype(norm.dtype)
+    for g in gradients:
+        g *= factor
+    return Tensor(norm)
