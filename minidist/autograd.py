@@ -64,17 +64,19 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
     token = _callbacks.set([])
     try:
         nodes, uses = _reachable(root)
+        # A leaf used once, with no gradient so far, may have it written straight into its buffer.
+        direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_buffer is not None}
         gradients: dict[Tensor | Function, Array] = {root._node or root: seed}
         if root._node is None:
             _finish(root, gradients)
         for node in nodes:
             node.check_saved()
             assert node.inputs is not None
-            # A leaf used once, with no gradient so far, may have it written straight into its buffer.
-            node.into = [
-                x._grad_buffer if need and uses.get(x) == 1 and x.grad is None else None
-                for x, need in zip(node.inputs, node.needs, strict=True)
-            ]
+            if direct:
+                node.into = [
+                    x._grad_buffer if need and x in direct else None
+                    for x, need in zip(node.inputs, node.needs, strict=True)
+                ]
             dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it
             dxs = (None,) * len(node.inputs) if dy is None else node.backward(dy)
             for x, need, dx in zip(node.inputs, node.needs, dxs, strict=True):
@@ -82,7 +84,7 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                     continue
                 key = x._node or x
                 if dx is not None:
-                    assert dx.shape == x.shape, f"{type(node).__name__}: gradient {dx.shape} for an input {x.shape}"
+                    assert dx.shape == x.data.shape, f"{type(node).__name__}: gradient {dx.shape}, input {x.shape}"
                     gradients[key] = gradients[key] + dx if key in gradients else dx
                 if key is x:
                     uses[x] -= 1

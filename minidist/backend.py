@@ -148,7 +148,7 @@ def asarray(data: Any, dtype: Any = None, device: str | None = None) -> Array:
 
 def empty(shape: Shape, dtype: Any = np.float32, device: str = "cpu") -> Array:
     """Uninitialised memory. On CPU it begins on a cache line (64 bytes): NumPy's own often begins 16 bytes off, and
-    with 512-bit registers every access then touches two lines (measured: an addition of 32 Ki float32 in 3.3 µs, not 6.6).
+    with 512-bit registers every access then touches two lines (measured: 32 Ki float32 added in 3.3 µs, not 6.6).
     """
     if device != "cpu":
         with _entered(device):

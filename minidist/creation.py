@@ -22,7 +22,9 @@ def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
 
 
-def full(size: tuple[int, ...], fill_value: float, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+def full(
+    size: tuple[int, ...], fill_value: float, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
     """A tensor of the given shape holding one value. dtype: float32, or int64 / bool as the value is."""
     dtype = dtype or {bool: np.bool_, int: np.int64}.get(type(fill_value), np.float32)
     return Tensor(backend.full(size, fill_value, dtype, device), requires_grad)

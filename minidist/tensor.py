@@ -16,8 +16,9 @@ Source  Griewank & Walther 2008, Evaluating Derivatives, chapter 3 (reverse mode
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ class Tensor:
         return float(self.data)
 
     def __index__(self) -> int:
-        return self.data.__index__()
+        return operator.index(self.item())  # CuPy's arrays have no __index__ of their own
 
     __hash__ = object.__hash__  # by identity, though ops/ makes == elementwise
 
@@ -289,7 +290,7 @@ class Function(ABC):
     inputs  what `apply` was given: tensors, arrays, numbers
     needs   for each input, whether its gradient is wanted; backward may return None (or skip the work) for the others
     saved   what forward saved; whole arrays and not views of them, so that in-place changes can be noticed
-    into    during backward: for each input, an array where its gradient would be kept for good, or None; a backward
+    into    during backward: for each input, None, or an array where its gradient would be kept for good; a backward
             that can write its result there (`out=`) and return it saves a copy
     """
 
@@ -297,7 +298,8 @@ class Function(ABC):
 
     inputs: tuple[Any, ...] | None
     saved: tuple[Array, ...] = ()
-    into: list[Array]
+    versions: Sequence[tuple[list[int], int]] = ()
+    into: Sequence[Array] = (None,) * 8
 
     @abstractmethod
     def forward(self, *arrays: Any, **options: Any) -> Array:
@@ -331,12 +333,10 @@ class Function(ABC):
         if node.recording:
             node.inputs = inputs
             node.order = next(_creation_order)
-            # Remember the version of each tensor whose very array was saved.
-            node.versions = [
-                (t._version, t._version[0])
-                for t in (*inputs, result)
-                if isinstance(t, Tensor) and any(t.data is a for a in node.saved)
-            ]
+            if node.saved:  # remember the version of each tensor whose very array was saved
+                ids = {id(array) for array in node.saved}
+                tensors = [t for t in (*inputs, result) if isinstance(t, Tensor)]
+                node.versions = [(t._version, t._version[0]) for t in tensors if id(t.data) in ids]
             result.requires_grad = True
             result._node = node
         return result
@@ -351,25 +351,24 @@ class Function(ABC):
         for version, saved_at in self.versions:
             if version[0] != saved_at:
                 raise RuntimeError(
-                    f"backward of {type(self).__name__}: an array it saved was changed in place after the forward "
-                    f"(now at version {version[0]}, saved at {saved_at}): change a copy (x.clone()), or change it after "
-                    "backward"
+                    f"backward of {type(self).__name__}: an array it saved was changed in place after the forward (now at "
+                    f"version {version[0]}, saved at {saved_at}): change a copy (x.clone()), or do it after backward"
                 )
 
     def free(self) -> None:
         """Let go of the saved arrays and of the graph behind."""
         self.inputs = None
         self.saved = ()
-        self.versions = []
+        self.versions = ()
 
     # Set by `apply`; declared here for readers and type checkers.
     needs: tuple[bool, ...]
     recording: bool
     order: int
-    versions: list[tuple[list[int], int]]
 
 
 def _explain_mixed_devices(name: str, arrays: list[Any], error: TypeError) -> None:
     devices = [backend.device_of(a) for a in arrays if backend.is_array(a)]
     if len(set(devices)) > 1:
-        raise RuntimeError(f"{name}: its inputs are on different devices ({', '.join(devices)}); use x.to(device)") from error
+        where = ", ".join(devices)
+        raise RuntimeError(f"{name}: its inputs are on different devices ({where}); use x.to(device)") from error

@@ -30,3 +30,13 @@ def double() -> Iterator[fake_cupy.Transfers]:
     """The stand-in for a GPU, whatever else is tested; gives the counts of copies between host and device."""
     with fake_cupy.install():
         yield fake_cupy.transfers
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    """A GPU, real or the stand-in."""
+    if DEVICES == ["cuda"]:
+        yield
+    else:
+        with fake_cupy.install():
+            yield

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 
-YIELD_SECONDS = 2e-3  # for so long, give up the core between tests, but ask for it back at once
+YIELD_SECONDS = 1e-3  # for so long, give up the core between tests, but ask for it back at once
 SLEEP_PART = 1 / 50  # afterwards sleep for this part of the time waited so far ...
 LONGEST_SLEEP = 1e-3  # ... but no longer than this many seconds
 WATCH_SECONDS = 0.2  # how often `watch` is called

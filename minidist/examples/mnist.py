@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +66,10 @@ def fit(
     """Train, tell rank 0's terminal how it goes, and return what there is to report."""
     optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
     network, optimizer = md.parallel.data_parallel(model, optimizer, comm, zero=args.zero, algorithm=args.sync)
-    # D.2(2) Partition the data: every rank has its share of each global batch.
-    loaders = [
-        md.data.Loader(
-            *data,
-            batch_size=batch,
-            rank=comm.rank,
-            size=comm.size,
-            seed=args.seed,
-            shuffle=shuffle,
-            dtype=args.dtype,
-            device=device,
-        )
-        for data, batch, shuffle in ((train, args.batch_size, True), (test, 1000 * comm.size, False))
-    ]
-    loader, test_loader = loaders
+    # D.3(2) Partition the data: every rank has its share of each global batch.
+    deal: Any = partial(md.data.Loader, rank=comm.rank, size=comm.size, seed=args.seed, dtype=args.dtype, device=device)
+    loader = deal(*train, batch_size=args.batch_size)
+    test_loader = deal(*test, batch_size=1000 * comm.size, shuffle=False)
     say = print if comm.rank == 0 and not args.quiet else (lambda *_, **__: None)
     parameters = sum(p.numel() for p in model.parameters())
     strategy = "one rank" if comm.size == 1 else f"{args.sync} all-reduce" + ", ZeRO 1" * args.zero
@@ -118,7 +107,12 @@ def fit(
 
 
 def train_epoch(
-    network: md.nn.Module, optimizer: Any, loader: md.data.Loader, epoch: int, args: argparse.Namespace, comm: Communicator
+    network: md.nn.Module,
+    optimizer: Any,
+    loader: md.data.Loader,
+    epoch: int,
+    args: argparse.Namespace,
+    comm: Communicator,
 ) -> float:
     """One pass over the training data; returns the mean loss over all ranks' samples."""
     total = np.zeros(2)  # the sum of the losses, and of the samples
@@ -214,4 +208,4 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,7 @@
 """Modules: networks and their parts, with PyTorch's names, parameter layouts and initial distributions."""
 
 from . import functional, init
-from .attention import MultiheadAttention, MultiHeadAttention
+from .attention import MultiHeadAttention, MultiheadAttention
 from .flat import FlatBuffer, flatten
 from .layers import BatchNorm2d, Conv2d, Embedding, LayerNorm, Linear, RMSNorm
 from .module import Module, ModuleList, Parameter, Sequential

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import backend
+from ..tensor import Tensor
 from .module import Parameter
 
 
@@ -26,6 +27,7 @@ class FlatBuffer:
     def __init__(self, parameters: list[Parameter]):
         self.parameters = parameters
         self.bounds: list[tuple[int, int]] = []
+        self.views: list[backend.Array] = []  # what each parameter's data was made
         n = 0
         for p in parameters:
             self.bounds.append((n, n + p.data.size))
@@ -37,6 +39,7 @@ class FlatBuffer:
             view = self.data[start:stop].reshape(p.shape)
             view[...] = p.data
             p.data = view
+            self.views.append(view)
             p._grad_buffer = self.grad[start:stop].reshape(p.shape)
             if p.grad is not None:
                 p._grad_buffer[...] = p.grad.data
@@ -47,17 +50,34 @@ class FlatBuffer:
     def size(self) -> int:
         return self.data.size
 
+    def holds(self) -> bool:
+        """Whether every parameter still lies here."""
+        return all(p._flat is self and p.data is view for p, view in zip(self.parameters, self.views, strict=True))
+
     def check(self) -> None:
-        """Raise if a parameter has been moved out since (into another optimizer's buffer)."""
+        """Raise if a parameter lies elsewhere by now: in another optimizer's buffer, or in an array put in its place."""
+        if self.holds():
+            return
+        if any(p._flat is not self for p in self.parameters):
+            raise RuntimeError(
+                "a parameter was laid out anew since, with other parameters beside it: give all that one model "
+                "trains to one optimizer, or to several that share none"
+            )
+        raise RuntimeError(
+            "a parameter's data was replaced by another array, which its optimizer does not see: change it in place "
+            "(with md.no_grad(): p.copy_(values))"
+        )
+
+    def collect(self) -> None:
+        """Take in the gradients that were set by hand (p.grad = …), so that `grad` has them too."""
         for p in self.parameters:
-            if p._flat is not self:
-                raise RuntimeError(
-                    "a parameter was laid out anew since, with other parameters beside it: give all that one model "
-                    "trains to one optimizer, or to several that share none"
-                )
+            if p.grad is not None and p.grad.data is not p._grad_buffer:
+                p._grad_buffer[...] = p.grad.data
+                p.grad = Tensor(p._grad_buffer)
 
     def gradient(self) -> backend.Array:
         """`grad`, with zeros for the parameters that got no gradient."""
+        self.collect()
         for p in self.parameters:
             if p.grad is None:
                 p._grad_buffer.fill(0)
@@ -77,6 +97,7 @@ def flatten(parameters: Iterable[Parameter]) -> list[FlatBuffer]:
     flats = []
     for group in by_kind.values():
         known = group[0]._flat
-        same = known is not None and known.parameters == group and all(p._flat is known for p in group)
+        # By identity: == of tensors is elementwise.
+        same = known is not None and list(map(id, known.parameters)) == list(map(id, group)) and known.holds()
         flats.append(known if known is not None and same else FlatBuffer(group))
     return flats

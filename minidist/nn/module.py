@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .. import backend
 from ..autograd import no_grad
 from ..backend import Array
-from ..tensor import Tensor
+from ..tensor import Tensor, plain
 
 if TYPE_CHECKING:
     from .flat import FlatBuffer
+
+T = TypeVar("T")
 
 
 class Parameter(Tensor):
@@ -25,6 +27,25 @@ class Parameter(Tensor):
     def __init__(self, data: Tensor | Array, requires_grad: bool = True):
         super().__init__(data.data if isinstance(data, Tensor) else data, requires_grad)
         self._flat: FlatBuffer | None = None  # the flat buffer that data is a view of
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
+        """A parameter of its own memory, in no flat buffer and without hooks; with a copy of the gradient, if any."""
+        copy = memo[id(self)] = Parameter(self.data.copy(), self.requires_grad)
+        copy.grad = None if self.grad is None else Tensor(self.grad.data.copy())
+        return copy
+
+
+def _is_device(target: Any) -> bool:
+    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
+
+
+def _first(named: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+    """Each thing once, under its first name."""
+    seen: set[T] = set()
+    for name, thing in named:
+        if thing not in seen:
+            seen.add(thing)
+            yield name, thing
 
 
 class Module(ABC):
@@ -67,16 +88,20 @@ class Module(ABC):
         return (m for _, m in self.named_children())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all inside it, with their dotted names."""
+        """This module and all inside it, with their dotted names; a shared one once, under its first name."""
+        return _first(self._all_modules(prefix))
+
+    def _all_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """As named_modules, with a shared one under each of its names."""
         yield prefix, self
         for name, child in self.named_children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from child._all_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> Iterator[Module]:
         return (m for _, m in self.named_modules())
 
     def _named_state(self, want_parameters: bool, want_buffers: bool) -> Iterator[tuple[str, Tensor]]:
-        for prefix, module in self.named_modules():
+        for prefix, module in self._all_modules():
             for name, value in vars(module).items():
                 full = f"{prefix}.{name}" if prefix else name
                 if isinstance(value, Parameter):
@@ -87,19 +112,16 @@ class Module(ABC):
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The parameters with their dotted names ("0.weight"); a tied one once, under its first name."""
-        seen: set[Tensor] = set()
-        for name, p in self._named_state(True, False):
-            if p not in seen:
-                seen.add(p)
-                assert isinstance(p, Parameter)
-                yield name, p
+        for name, p in _first(self._named_state(True, False)):
+            assert isinstance(p, Parameter)
+            yield name, p
 
     def parameters(self) -> Iterator[Parameter]:
         return (p for _, p in self.named_parameters())
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors named by `register_buffer`, with their dotted names."""
-        return self._named_state(False, True)
+        """The tensors named by `register_buffer`, with their dotted names; a shared one once."""
+        return _first(self._named_state(False, True))
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -110,31 +132,37 @@ class Module(ABC):
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays (or tensors, of PyTorch's too) into the parameters and buffers of the same names, in place.
 
-        Errors  KeyError: names missing or too many (unless strict is False); ValueError: another shape
+        Errors  KeyError: names missing or too many (unless strict is False); ValueError: another shape. Nothing is
+                loaded then
         """
         mine = dict(self._named_state(True, True))
         missing, unexpected = mine.keys() - state.keys(), state.keys() - mine.keys()
         if strict and (missing or unexpected):
             raise KeyError(f"load_state_dict: missing {sorted(missing)}, unexpected {sorted(unexpected)}")
+        arrays = {name: plain(state[name]) for name in mine if name in state}
+        arrays = {name: array if backend.is_array(array) else np.asarray(array) for name, array in arrays.items()}
+        wrong = [name for name, array in arrays.items() if array.shape != mine[name].shape]
+        if wrong:
+            shapes = "; ".join(f"{name} has shape {mine[name].shape}, the state {arrays[name].shape}" for name in wrong)
+            raise ValueError(f"load_state_dict: {shapes}")
         with no_grad():
-            for name in mine.keys() & state.keys():
-                value = state[name]
-                array = value.data if isinstance(value, Tensor) else value
-                array = array if backend.is_array(array) else np.asarray(array)
-                if array.shape != mine[name].shape:
-                    raise ValueError(f"load_state_dict: {name} has shape {mine[name].shape}, the state {array.shape}")
+            for name, array in arrays.items():
                 mine[name].copy_(backend.to(array, mine[name].device))
 
     def to(self, *targets: Any) -> Module:
         """Move the parameters and buffers to a device, or cast them to a floating-point dtype; returns self.
 
-        Errors  RuntimeError: an optimizer holds them already (make it after moving)
+        Errors  RuntimeError: an optimizer holds them already (make it after moving); TypeError: a dtype that is not
+                floating-point
         """
+        for target in targets:
+            if not _is_device(target) and np.dtype(target).kind != "f":
+                raise TypeError(f"to({target!r}): a module can be cast to floating-point dtypes only")
         for t in (t for _, t in self._named_state(True, True)):
             if isinstance(t, Parameter) and t._flat is not None:
                 raise RuntimeError("move or cast a model before its optimizer is made: it holds the parameters' memory")
             for target in targets:
-                if isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda"):
+                if _is_device(target):
                     t.data = backend.to(t.data, target)
                 elif t.dtype.kind == "f":
                     t.data = t.data.astype(np.dtype(target))

@@ -1,5 +1,7 @@
 """Operations on tensors, a family a file. All are functions here and in `nn.functional`; most are methods as well."""
 
+from typing import Any
+
 from ..tensor import Tensor
 from .activation import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from .attention import scaled_dot_product_attention
@@ -68,35 +70,37 @@ from .shape import (
     unsqueeze,
 )
 
-clamp = clip
-
 # Functions of a tensor that are its methods too, under the same name.
-_METHODS = (
-    abs, add, amax, amin, argmax, argmin, chunk, clamp, clip, clone, contiguous, cos, cumsum, div, eq, exp, expand, flatten,
-    flip, gather, ge, gt, le, log, log_softmax, logsumexp, lt, masked_fill, matmul, max, maximum, mean, min, minimum, mul, ne,
-    neg, permute, pow, prod, relu, repeat, reshape, roll, sigmoid, sin, softmax, split, sqrt, squeeze, std, sub, sum, tanh,
-    to, transpose, tril, triu, unsqueeze, var,
-)  # fmt: skip
-for _function in _METHODS:
-    setattr(Tensor, _function.__name__, _function)
-Tensor.clamp = clip
-Tensor.view = reshape
+_METHODS: list[Any] = [
+    *(abs, add, amax, amin, argmax, argmin, chunk, clip, clone, contiguous, cos, cumsum, div, eq, exp, expand),
+    *(flatten, flip, gather, ge, gt, le, log, log_softmax, logsumexp, lt, masked_fill, matmul, max, maximum, mean),
+    *(min, minimum, mul, ne, neg, permute, pow, prod, relu, repeat, reshape, roll, sigmoid, sin, softmax, split, sqrt),
+    *(squeeze, std, sub, sum, tanh, to, transpose, tril, triu, unsqueeze, var),
+]
+for _method in _METHODS:
+    setattr(Tensor, _method.__name__, _method)
+for _name, _function in dict(clamp=clip, view=reshape).items():  # PyTorch's other names
+    setattr(Tensor, _name, _function)
 
 
-def _reflected(function):  # type: ignore[no-untyped-def]
+def _swapped(function: Any) -> Any:
     """For `2 - x`, which Python calls as x.__rsub__(2)."""
     return lambda x, y: function(y, x)
 
 
 # The operators.
-_OPERATORS = {"add": add, "sub": sub, "mul": mul, "truediv": div, "pow": pow, "matmul": matmul}
-for _name, _function in _OPERATORS.items():
+for _name, _function in dict(add=add, sub=sub, mul=mul, truediv=div, pow=pow, matmul=matmul).items():
     setattr(Tensor, f"__{_name}__", _function)
-    setattr(Tensor, f"__r{_name}__", _reflected(_function))
-for _name, _function in {
-    "eq": eq, "ne": ne, "lt": lt, "le": le, "gt": gt, "ge": ge, "neg": neg, "abs": abs, "getitem": getitem,
-}.items():  # fmt: skip
+    setattr(Tensor, f"__r{_name}__", _swapped(_function))
+_OTHERS: dict[str, Any] = dict(eq=eq, ne=ne, lt=lt, le=le, gt=gt, ge=ge, neg=neg, abs=abs, getitem=getitem)
+for _name, _function in _OTHERS.items():
     setattr(Tensor, f"__{_name}__", _function)
 
-Tensor.T = property(lambda x: permute(x, *reversed(range(x.ndim))))  # type: ignore[attr-defined]
-Tensor.mT = property(lambda x: transpose(x, -2, -1))  # type: ignore[attr-defined]
+
+def _reversed(x: Tensor) -> Tensor:
+    """x with its dims in reverse order."""
+    return permute(x, *reversed(range(x.ndim)))
+
+
+for _name, _function in dict(T=_reversed, mT=lambda x: transpose(x, -2, -1)).items():
+    setattr(Tensor, _name, property(_function))

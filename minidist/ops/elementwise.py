@@ -97,7 +97,7 @@ class Pow(Binary):
 
     def partial_x(self, dz: Array) -> Array:
         _, x, y = self.saved
-        if not _shape(y):
+        if isinstance(y, int | float):
             return dz * (y * x ** (y - 1)) if y != 0 else dz * 0
         xp = namespace(dz)
         return dz * xp.where(y == 0, 0, y * x ** xp.where(y == 0, 1, y - 1))
@@ -105,7 +105,7 @@ class Pow(Binary):
     def partial_y(self, dz: Array) -> Array:
         z, x, y = self.saved
         xp = namespace(dz)
-        x = xp.asarray(x, dtype=z.dtype)
+        x = xp.full((), x, z.dtype) if isinstance(x, int | float) else x
         constant = (x == 0) & (y >= 0)
         return dz * xp.where(constant, 0, z * xp.log(xp.where(constant, 1, x)))
 
@@ -119,7 +119,8 @@ class Maximum(Binary):
         return xp.maximum(x, y)
 
     def partial_x(self, dz: Array) -> Array:
-        return dz * self._share(*self.saved, dz)
+        x, y = self.saved
+        return dz * self._share(x, y, dz)
 
     def partial_y(self, dz: Array) -> Array:
         x, y = self.saved
@@ -138,7 +139,7 @@ class Minimum(Maximum):
         return xp.minimum(x, y)
 
     def _share(self, mine: Array, other: Array, dz: Array) -> Array:
-        return super()._share(other, mine, dz)
+        return Maximum._share(self, other, mine, dz)
 
 
 class Where(Function):
@@ -352,4 +353,5 @@ def clip(x: Tensor, min: float | None = None, max: float | None = None) -> Tenso
     """x held within [min, max]; PyTorch's `clamp`."""
     if min is None and max is None:
         raise ValueError("clip needs min, max or both")
+    x = to_float(x) if isinstance(min, float) or isinstance(max, float) else x
     return Clip.apply(x, low=min, high=max)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import backend
 from ..backend import Array, namespace
 from ..tensor import Function, Tensor
 from .common import as_tensor, one_dim, to_float
-from .elementwise import abs, mul, sub
+from .elementwise import abs, mul, neg, sub
 from .reduce import mean, sum
 from .shape import permute, reshape
 
@@ -43,42 +45,51 @@ class LogSoftmax(Function):
 
 
 class CrossEntropy(Function):
-    """The losses of M samples of C classes, from logits x (M, C) and class numbers t (M).
+    """The loss of M samples of C classes, from logits x (M, C) and class numbers t (M), reduced.
 
-    With p = softmax(x), w the class weights and s the label smoothing:
+    With p = softmax(x), w the class weights (1), s the label smoothing (0), and Z what the mean divides by, Σ w[t_i]:
 
     loss_i   = -(1 - s) w[t_i] log p[i, t_i] - s/C Σ_c w_c log p[i, c];    0 where t_i = ignore_index
     dx[i, c] = dloss_i (p[i, c] Σ_k q[i, k] - q[i, c]),   q[i, c] = (1 - s) w[t_i] [c = t_i] + s/C w_c
+    dloss_i  = dy / Z (mean), dy (sum), dy_i (none)
     """
 
-    def forward(self, x: Array, t: Array, w: Array | None, ignore_index: int, smoothing: float) -> Array:
+    def forward(
+        self, x: Array, t: Array, w: Array | None, ignore_index: int, smoothing: float, reduction: str
+    ) -> Array:
         xp = namespace(x)
-        rows, classes = xp.arange(len(t)), x.shape[1]
+        # 1. What each sample counts for (0 if ignored), and its class.
         valid = t != ignore_index
-        if not backend.on_gpu(t) and ((t < 0) | (t >= classes))[valid].any():
-            bad = t[valid & ((t < 0) | (t >= classes))][0]
-            raise IndexError(f"cross_entropy: target {bad} is not one of the {classes} classes")
         t = xp.where(valid, t, 0)
-        # log p, and p in the same pass
-        logp = x - x.max(axis=1, keepdims=True)
-        p = xp.exp(logp)
+        _check_classes("cross_entropy", t, x.shape[1])
+        counts = valid.astype(x.dtype) if w is None else valid * w[t]
+        rows = xp.arange(len(t))
+        # 2. log p = x - largest - log of the sum: no overflow, no log 0.
+        shifted = x - x.max(axis=1, keepdims=True)
+        p = xp.exp(shifted)
         total = p.sum(axis=1, keepdims=True)
         p /= total
-        logp -= xp.log(total)
-        # What each sample's own class counts for, and what every class counts for.
-        own = (valid if w is None else valid * w[t]) * x.dtype.type(1 - smoothing)
-        losses = -own * logp[rows, t]
+        log_total = xp.log(total)
+        # 3. The losses, and how each depends on its own class (`own`) and on every class (`all`).
+        own = counts * x.dtype.type(1 - smoothing) if smoothing else counts
+        losses = own * (log_total[:, 0] - shifted[rows, t])
+        self.all = None
         if smoothing:
-            self.all = xp.full(classes, smoothing / classes, x.dtype) if w is None else w * (smoothing / classes)
-            losses -= valid * (logp * self.all).sum(axis=1)
-        self.smoothing = smoothing
+            self.all = xp.ones(x.shape[1], x.dtype) if w is None else w * 1
+            self.all *= smoothing / x.shape[1]
+            losses += valid * ((log_total - shifted) * self.all).sum(axis=1)
+        # 4. Reduce.
+        self.divisor = counts.sum() if reduction == "mean" else None
         self.save(p, rows, t, own, valid)
-        return losses.astype(x.dtype, copy=False)
+        if reduction == "none":
+            return losses
+        return losses.sum() if self.divisor is None else _quotient(losses.sum(), self.divisor)
 
     def backward(self, dy: Array) -> tuple[Array, None, None]:
         p, rows, t, own, valid = self.saved
+        dy = dy if self.divisor is None else _quotient(dy, self.divisor)
         scale = dy * own
-        if not self.smoothing:
+        if self.all is None:
             dx = p * scale[:, None]
         else:
             every = (dy * valid)[:, None]
@@ -88,23 +99,42 @@ class CrossEntropy(Function):
 
 
 class NLL(Function):
-    """loss_i = -w[t_i] x[i, t_i], 0 where t_i = ignore_index.   dx[i, t_i] = -dloss_i w[t_i]"""
+    """loss_i = -w[t_i] x[i, t_i], 0 where t_i = ignore_index; reduced.   dx[i, t_i] = -dloss_i w[t_i]"""
 
-    def forward(self, x: Array, t: Array, w: Array | None, ignore_index: int) -> Array:
+    def forward(self, x: Array, t: Array, w: Array | None, ignore_index: int, reduction: str) -> Array:
         xp = namespace(x)
         self.shape = x.shape
         valid = t != ignore_index
         t = xp.where(valid, t, 0)
-        own = valid.astype(x.dtype) if w is None else valid * w[t]
+        _check_classes("nll_loss", t, x.shape[1])
+        counts = valid.astype(x.dtype) if w is None else valid * w[t]
         rows = xp.arange(len(t))
-        self.save(own, rows, t)
-        return -own * x[rows, t]
+        losses = -counts * x[rows, t]
+        self.divisor = counts.sum() if reduction == "mean" else None
+        self.save(counts, rows, t)
+        if reduction == "none":
+            return losses
+        return losses.sum() if self.divisor is None else _quotient(losses.sum(), self.divisor)
 
     def backward(self, dy: Array) -> tuple[Array, None, None]:
-        own, rows, t = self.saved
+        counts, rows, t = self.saved
+        dy = dy if self.divisor is None else _quotient(dy, self.divisor)
         dx = namespace(dy).zeros(self.shape, dy.dtype)
-        dx[rows, t] = -dy * own
+        dx[rows, t] = -dy * counts
         return dx, None, None
+
+
+def _quotient(x: Array, y: Array) -> Array:
+    """x / y; without a warning where y is 0: the mean of nothing is nan, as in PyTorch."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return x / y
+
+
+def _check_classes(name: str, t: Array, classes: int) -> None:
+    """Raise IndexError for a class number that there is not. Not on a GPU, where looking would mean waiting for it."""
+    if not backend.on_gpu(t) and t.size and (t.min() < 0 or t.max() >= classes):
+        bad = t[(t < 0) | (t >= classes)][0]
+        raise IndexError(f"{name}: target {bad} is not one of the {classes} classes")
 
 
 def softmax(x: Tensor, dim: int) -> Tensor:
@@ -117,37 +147,37 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
     return LogSoftmax.apply(to_float(x), dim=one_dim(dim, x.ndim))
 
 
-def _reduced(losses: Tensor, reduction: str, count: Tensor | None = None) -> Tensor:
-    """Reduce the samples' losses; `count`, where given, is what their mean divides by."""
-    if reduction == "mean":
-        if count is None:
-            return mean(losses)
-        with np.errstate(invalid="ignore", divide="ignore"):  # the mean of nothing is nan, as in PyTorch
-            return sum(losses) / count
-    if reduction == "sum":
-        return sum(losses)
-    if reduction == "none":
-        return losses
-    raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
+def _check_reduction(reduction: str) -> None:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
 
 
-def _rows(input: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """(C), (N, C) or (N, C, d1, …) as (M, C), the target as (M), and the shape of the samples' losses."""
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    _check_reduction(reduction)
+    return mean(losses) if reduction == "mean" else sum(losses) if reduction == "sum" else losses
+
+
+def _of_classes(
+    loss: type[Function],
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    **options: Any,
+) -> Tensor:
+    """Apply a loss of (M, C) inputs and (M) class numbers to (C), (N, C) or (N, C, d1, …)."""
+    _check_reduction(reduction)
     samples = input.shape[:1] * (input.ndim > 1) + input.shape[2:]
     if target.shape != samples:
         raise ValueError(f"{name}: input {input.shape} wants a target of shape {samples}, not {target.shape}")
     if input.ndim == 2:
-        return input, target, samples
+        return loss.apply(input, target, weight, reduction=reduction, **options)
     if input.ndim > 2:
         input = permute(input, 0, *range(2, input.ndim), 1)
-    return reshape(input, -1, input.shape[-1]), reshape(target, -1), samples
-
-
-def _weight_of(target: Tensor, weight: Tensor | None, ignore_index: int, dtype: np.dtype) -> Tensor:
-    """What the mean divides by: the weights of the targets that count."""
-    valid = target.data != ignore_index
-    counted = valid if weight is None else valid * weight.data[namespace(valid).where(valid, target.data, 0)]
-    return Tensor(counted.sum().astype(dtype))
+    rows = reshape(input, -1, input.shape[-1])
+    losses = loss.apply(rows, reshape(target, -1), weight, reduction=reduction, **options)
+    return reshape(losses, samples) if reduction == "none" else losses
 
 
 def cross_entropy(
@@ -166,30 +196,24 @@ def cross_entropy(
     Errors  ValueError: shapes that do not match; IndexError: a class number outside 0 … C - 1
     """
     input, target = as_tensor(input), as_tensor(target)
-    if target.dtype.kind == "f":
-        if target.shape != input.shape:
-            raise ValueError(f"cross_entropy: probabilities of shape {target.shape} for input {input.shape}")
-        dim = min(input.ndim - 1, 1)
-        classes, samples = input.shape[dim], input.numel() // input.shape[dim]
-        target = target * (1 - label_smoothing) + label_smoothing / classes
-        if weight is not None:
-            target = target * reshape(weight, -1, *(1,) * (input.ndim - dim - 1))
-        losses = sum(mul(log_softmax(input, dim), target), dim) * -1
-        return _reduced(losses, reduction, Tensor(input.dtype.type(samples)))
-    logits, classes_of, samples = _rows(input, target, "cross_entropy")
-    losses = CrossEntropy.apply(logits, classes_of, weight, ignore_index=ignore_index, smoothing=label_smoothing)
-    count = _weight_of(classes_of, weight, ignore_index, input.dtype) if reduction == "mean" else None
-    return _reduced(losses if losses.shape == samples else reshape(losses, samples), reduction, count)
+    if target.dtype.kind != "f":
+        options = dict(ignore_index=ignore_index, smoothing=label_smoothing)
+        return _of_classes(CrossEntropy, "cross_entropy", input, target, weight, reduction, **options)
+    if target.shape != input.shape:
+        raise ValueError(f"cross_entropy: probabilities of shape {target.shape} for input {input.shape}")
+    dim = min(input.ndim - 1, 1)
+    target = target * (1 - label_smoothing) + label_smoothing / input.shape[dim]
+    if weight is not None:
+        target = target * reshape(weight, -1, *(1,) * (input.ndim - dim - 1))
+    losses = neg(sum(mul(log_softmax(input, dim), target), dim))
+    return _reduced(losses, reduction)
 
 
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
 ) -> Tensor:
     """The negative log-likelihood: cross_entropy for an input that holds log-probabilities already."""
-    logp, classes_of, samples = _rows(input, target, "nll_loss")
-    losses = NLL.apply(logp, classes_of, weight, ignore_index=ignore_index)
-    count = _weight_of(classes_of, weight, ignore_index, input.dtype) if reduction == "mean" else None
-    return _reduced(losses if losses.shape == samples else reshape(losses, samples), reduction, count)
+    return _of_classes(NLL, "nll_loss", input, target, weight, reduction, ignore_index=ignore_index)
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

@@ -43,7 +43,7 @@ class Linear(Function):
 
     dx = dy @ w                                (..., I)
     dw = dy.T @ x, summed over leading dims    (O, I)
-    db = dy, summed over leading dims          (O)
+    db = 1 @ dy: summed over leading dims      (O)
     """
 
     def forward(self, x: Array, w: Array, b: Array | None) -> Array:
@@ -59,10 +59,11 @@ class Linear(Function):
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         x, w = self.saved
+        xp = namespace(dy)
         x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, w.shape[0])
         dx = (w.T @ dy2.T).T.reshape(x.shape) if self.needs[0] else None
-        dw = namespace(dy).matmul(dy2.T, x2, out=self.into[1]) if self.needs[1] else None
-        db = dy2.sum(axis=0, out=self.into[2]) if self.needs[2] else None
+        dw = xp.matmul(dy2.T, x2, out=self.into[1]) if self.needs[1] else None
+        db = xp.matmul(xp.ones(len(dy2), dy.dtype), dy2, out=self.into[2]) if self.needs[2] else None
         return dx, dw, db
 
 

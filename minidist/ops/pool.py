@@ -85,15 +85,11 @@ class AvgPool2d(Function):
 def _windows(name: str, input: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Windows:
     kernel = pair("kernel_size", kernel_size)
     pads = pair("padding", padding)
-    if any(2 * p > k for p, k in zip(pads, kernel, strict=True)):
-        raise ValueError(f"{name}: the padding {pads} must be at most half of the kernel {kernel}")
-    windows = Windows(
-        kernel,
-        kernel if stride is None else pair("stride", stride),
-        ((pads[0], pads[0]), (pads[1], pads[1])),
-        pair("dilation", dilation),
-        ceil,
-    )
+    spread = pair("dilation", dilation)
+    if any(2 * p > d * (k - 1) + 1 for p, d, k in zip(pads, spread, kernel, strict=True)):
+        raise ValueError(f"{name}: the padding {pads} must be at most half of the kernel {kernel} (dilation {spread})")
+    steps = kernel if stride is None else pair("stride", stride)
+    windows = Windows(kernel, steps, ((pads[0], pads[0]), (pads[1], pads[1])), spread, ceil)
     windows.check(name, input)
     return windows
 

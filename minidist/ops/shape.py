@@ -308,4 +308,4 @@ def triu(x: Tensor, diagonal: int = 0) -> Tensor:
 
 def masked_fill(x: Tensor, mask: Tensor, value: float) -> Tensor:
     """x with `value` wherever mask (bool, broadcast to x) holds."""
-    return where(as_tensor(mask), value, x)
+    return cast(where(as_tensor(mask), value, x), x.dtype)

@@ -41,7 +41,7 @@ class Adam(Optimizer):
     def check(self, group: Group) -> None:
         name = type(self).__name__
         for option in ("lr", "eps", "weight_decay"):
-            if group[option] < 0:
+            if not group[option] >= 0:
                 raise ValueError(f"{name}: {option} must not be negative, it is {group[option]}")
         if not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"{name}: betas must be at least 0 and below 1, they are {group['betas']}")

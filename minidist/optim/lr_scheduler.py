@@ -51,6 +51,8 @@ class StepLR(LRScheduler):
     """base · gamma ^ (epoch // step_size)"""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1):
+        if step_size < 1:
+            raise ValueError(f"StepLR: step_size must be at least 1, it is {step_size}")
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer)
 
@@ -65,6 +67,8 @@ class CosineAnnealingLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0):
+        if T_max < 1:
+            raise ValueError(f"CosineAnnealingLR: T_max must be at least 1, it is {T_max}")
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer)
 
@@ -78,6 +82,11 @@ class LinearLR(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
     ):
+        if not (0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1):
+            raise ValueError(
+                f"LinearLR: factors {start_factor} (above 0) and {end_factor} must be at most 1, "
+                f"total_iters {total_iters} at least 1"
+            )
         self.start, self.end, self.total = start_factor, end_factor, total_iters
         super().__init__(optimizer)
 

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from .. import backend
 from ..backend import Array
 from ..nn.flat import FlatBuffer, flatten
 from ..nn.module import Parameter
+from ..tensor import Tensor, plain
 
 PIECE = 32 * 1024
 
 Group = dict[str, Any]
+
+
+Piece = tuple[Array, Array, dict[str, Array], Array, Array]  # parameters, gradients, state, and two scratch arrays
 
 
 class Part:
@@ -34,6 +41,9 @@ class Part:
         self.start, self.stop = 0, flat.size
         self.state: dict[str, Array] = {}
         self.steps = [0] * len(flat.parameters)
+        self.scratch: list[Array] = []
+        self.piece = PIECE
+        self.views: dict[tuple[int, int], list[Piece]] = {}  # of each stretch, once `pieces` has made them
 
     def shard(self, start: int, stop: int) -> None:
         """Update, and keep state for, this part only. Before the first step."""
@@ -41,11 +51,30 @@ class Part:
             raise RuntimeError("an optimizer can be sharded before its first step only")
         self.start, self.stop = start, stop
 
-    def allocate(self, names: Iterable[str]) -> None:
-        """Make the state: zeros."""
-        if not self.state:
-            shape, like = (self.stop - self.start,), self.flat.data
-            self.state = {name: backend.full(shape, 0, like.dtype, backend.device_of(like)) for name in names}
+    def allocate(self, names: tuple[str, ...]) -> None:
+        """Make the state: zeros; and scratch for the updates."""
+        if self.state.keys() != set(names) or not self.scratch:
+            n, dtype, device = self.stop - self.start, self.flat.data.dtype, backend.device_of(self.flat.data)
+            self.state = {name: backend.full((n,), 0, dtype, device) for name in names}
+            # A GPU has no use for small pieces: there every call costs a kernel.
+            self.piece = n if device != "cpu" else PIECE
+            self.scratch = [backend.empty((min(self.piece, n),), dtype, device) for _ in "tu"]
+            self.views.clear()
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """Views of the stretch start … stop, piece by piece. Made once: making them takes as long as a pass."""
+        if (start, stop) not in self.views:
+            ends = [*range(start, stop, max(self.piece, 1)), stop]
+            self.views[start, stop] = [
+                (
+                    self.flat.data[a:b],
+                    self.flat.grad[a:b],
+                    {name: array[a - self.start : b - self.start] for name, array in self.state.items()},
+                    *(array[: b - a] for array in self.scratch),
+                )
+                for a, b in pairwise(ends)
+            ]
+        return self.views[start, stop]
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """(start, stop, step): stretches of parameters that have a gradient and are equally old; counts the step."""
@@ -72,18 +101,23 @@ class Optimizer(ABC):
     state_names: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable[Parameter] | Iterable[Group], defaults: Group):
+        if isinstance(params, Tensor):
+            raise TypeError("an optimizer takes a list of parameters, or of groups of them, not one tensor")
         listed = list(params)
         if not listed:
             raise ValueError("an optimizer needs parameters: the list is empty")
         groups: list[Any] = listed if isinstance(listed[0], dict) else [{"params": listed}]
         self.defaults = defaults
         self.param_groups: list[Group] = [{**defaults, **g, "params": list(g["params"])} for g in groups]
-        if len({p for g in self.param_groups for p in g["params"]}) < sum(len(g["params"]) for g in self.param_groups):
+        every = [p for g in self.param_groups for p in g["params"]]
+        for p in every:
+            if not isinstance(p, Parameter):
+                raise TypeError(f"an optimizer takes parameters, not {type(p).__name__}: make it an md.nn.Parameter")
+        if len(set(every)) < len(every):
             raise ValueError("a parameter stands twice in an optimizer's list")
         for group in self.param_groups:
             self.check(group)
         self.parts = [Part(group, flat) for group in self.param_groups for flat in flatten(group["params"])]
-        self._scratch: dict[tuple[Any, str], tuple[Array, Array]] = {}
 
     @abstractmethod
     def check(self, group: Group) -> None:
@@ -101,30 +135,16 @@ class Optimizer(ABC):
         return self.state_names
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient. `closure`, if given, computes the loss again and is called first."""
+        """Update every parameter that has a gradient. `closure`, if given, is called first and gives the loss."""
         loss = closure() if closure is not None else None
         for part in self.parts:
             part.flat.check()
+            part.flat.collect()
             part.allocate(self.names_of_state(part.group))
             for start, stop, step in part.runs():
-                self._update_run(part, start, stop, step)
+                for p, g, state, t, u in part.pieces(start, stop) if start < stop else ():
+                    self.update(p, g, state, t, u, part.group, step)
         return loss
-
-    def _update_run(self, part: Part, start: int, stop: int, step: int) -> None:
-        data, grad, offset = part.flat.data, part.flat.grad, part.start
-        # A GPU has no use for small pieces: there every call costs a kernel.
-        size = PIECE if not backend.on_gpu(data) else max(stop - start, 1)
-        for a in range(start, stop, size):
-            b = min(a + size, stop)
-            state = {name: array[a - offset : b - offset] for name, array in part.state.items()}
-            t, u = self._scratch_for(data, size)
-            self.update(data[a:b], grad[a:b], state, t[: b - a], u[: b - a], part.group, step)
-
-    def _scratch_for(self, like: Array, size: int) -> tuple[Array, Array]:
-        key = like.dtype, backend.device_of(like)
-        if key not in self._scratch or self._scratch[key][0].size < size:
-            self._scratch[key] = backend.empty((size,), *key), backend.empty((size,), *key)
-        return self._scratch[key]
 
     def zero_grad(self) -> None:
         """Forget the gradients: the next backward starts anew. (They become None, as in PyTorch.)"""
@@ -141,6 +161,9 @@ class Optimizer(ABC):
     def state_dict(self) -> dict[str, Any]:
         """PyTorch's form: {"state": {i: {"step": k, name: array, …}}, "param_groups": [options, "params": [i, …]]}.
 
+        Arrays that are scaled on their way out are given in float64, so that loading them restores every bit of a
+        float32 state (and of a float64 one all but the last).
+
         Errors  RuntimeError: the optimizer is sharded, so that this rank has a part of the state only
         """
         self._check_whole("state_dict")
@@ -153,27 +176,39 @@ class Optimizer(ABC):
                 state[number[p]] = {"step": steps}
                 for name, array in part.state.items():
                     scale = self.scale_of_state(name, part.group)
-                    state[number[p]][name] = (array[start:stop] * array.dtype.type(scale)).reshape(p.shape)
+                    array = array[start:stop].reshape(p.shape)
+                    state[number[p]][name] = array.copy() if scale == 1 else array.astype(np.float64) * scale
         groups = [{**g, "params": [number[p] for p in g["params"]]} for g in self.param_groups]
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, of an optimizer of the same kind over parameters of the same shapes."""
+        """Take over what `state_dict` (or PyTorch's) gave, of an optimizer of the same kind over the same parameters.
+
+        Errors  ValueError: other groups or shapes; options of PyTorch's that are not implemented
+        """
         self._check_whole("load_state_dict")
         sizes, mine = [len(g["params"]) for g in saved["param_groups"]], [len(g["params"]) for g in self.param_groups]
         if sizes != mine:
             raise ValueError(f"load_state_dict: groups of {sizes} parameters for an optimizer of {mine}")
         for group, other in zip(self.param_groups, saved["param_groups"], strict=True):
+            if other.get("amsgrad") or other.get("maximize"):
+                raise ValueError("load_state_dict: amsgrad and maximize are not implemented")
             group.update({name: value for name, value in other.items() if name != "params"})
+            self.check(group)
         number = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
         for part in self.parts:
             part.allocate(self.names_of_state(part.group))
             for i, (p, (start, stop)) in enumerate(zip(part.flat.parameters, part.flat.bounds, strict=True)):
                 entry = saved["state"].get(number[p], {})
-                part.steps[i] = int(entry.get("step", 0))
+                present = {name: value for name, value in entry.items() if value is not None}
+                part.steps[i] = int(present.get("step", bool(present)))  # PyTorch's SGD counts no steps
                 for name, array in part.state.items():
-                    value = backend.asarray(entry.get(name, 0), array.dtype, p.device)
-                    array[start:stop] = value.reshape(-1) / array.dtype.type(self.scale_of_state(name, part.group))
+                    value = plain(present[name]) if name in present else np.zeros(p.shape, array.dtype)
+                    value = backend.to(value if backend.is_array(value) else np.asarray(value), p.device)
+                    if value.shape != p.shape:
+                        raise ValueError(f"load_state_dict: {name} of shape {value.shape} for a parameter {p.shape}")
+                    scale = self.scale_of_state(name, part.group)
+                    array[start:stop] = value.reshape(-1) if scale == 1 else value.reshape(-1).astype(np.float64) / scale
 
     def _check_whole(self, what: str) -> None:
         if any((part.start, part.stop) != (0, part.flat.size) for part in self.parts):

@@ -36,10 +36,13 @@ class SGD(Optimizer):
 
     def check(self, group: Group) -> None:
         for name in ("lr", "momentum", "weight_decay"):
-            if group[name] < 0:
+            if not group[name] >= 0:
                 raise ValueError(f"SGD: {name} must not be negative, it is {group[name]}")
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
-            raise ValueError("SGD: nesterov needs a momentum and no dampening")
+            raise ValueError(
+                "SGD: nesterov needs a momentum and no dampening; "
+                f"they are {group['momentum']} and {group['dampening']}"
+            )
 
     def names_of_state(self, group: Group) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()

@@ -79,3 +79,4 @@ class ShardedOptimizer:
             for part, start, stop in own:
                 part.state = {name: array[start:stop].copy() for name, array in part.state.items()}
                 part.start, part.stop = start, stop
+                part.views.clear()

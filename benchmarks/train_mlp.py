@@ -1,0 +1,269 @@
+"""How fast is training the document's network, beside PyTorch?
+
+    python benchmarks/train_mlp.py [--ranks 1 2 4] [--repeats 5] [--steps 150] [--save]
+
+784-1024-10, ReLU, cross-entropy, Adam, batch 128 a rank, float32, one BLAS thread a rank on both sides. The peers:
+
+    minidist           data_parallel with the ring: plain (zero=0), and with the optimizer sharded (zero=1)
+    PyTorch            eager, fused Adam; on several ranks DistributedDataParallel over Gloo
+
+What to expect. A step's products cost 4 · 128 · 784 · 1024 flops a rank (no gradient for the images): 2.7 ms at
+150 GFLOP/s. Adam touches 4 arrays of 3.26 MB ten times over, from cache: 1 ms; with zero=1 a P-th of it. The ring
+sends 2 (P-1)/P · 3.26 MB a rank through shared memory: 1 to 2 ms at a few GB/s. On fewer cores than ranks all of it
+takes turns.
+
+How it is measured. Each repeat starts every contender once, in turn, as processes of their own: the same batches in
+memory, 30 steps to warm up, then `--steps` steps between two barriers. A repeat counts its slowest rank; the table
+gives the median over repeats and the range; the ratio is taken within each repeat. The losses of all contenders with
+equal batches are compared, outside the timed part. PyTorch needs `pip install -e ".[peers]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+BATCH, WARM_UP, BATCHES = 128, 30, 40
+
+
+# -- a rank ---------------------------------------------------------------------------------------------------------
+
+
+def batches_of(rank: int, size: int) -> list:
+    """This rank's share of the first BATCHES global batches: (images float32, labels int64), the same on both sides."""
+    from minidist.data import Loader, read_mnist
+
+    loader = Loader(*read_mnist("train"), batch_size=BATCH * size, rank=rank, size=size)
+    return [batch for batch, _ in zip(loader.epoch(0), range(BATCHES), strict=False)]
+
+
+def rank_of_minidist(zero: int) -> dict:
+    import minidist as md
+    from minidist.nn import functional as F
+
+    comm = md.comm.world()
+    md.manual_seed(0)
+    model = md.nn.Sequential(md.nn.Linear(784, 1024), md.nn.ReLU(), md.nn.Linear(1024, 10))
+    optimizer = md.optim.Adam(model.parameters(), lr=1e-3)
+    if comm.size > 1:
+        model, optimizer = md.parallel.data_parallel(model, optimizer, comm, zero=zero)
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(md.Tensor(images)), md.Tensor(labels))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return timed(step, batches_of(comm.rank, comm.size), lambda: md.collectives.barrier(comm), comm.rank)
+
+
+def rank_of_pytorch(meeting: str) -> dict:
+    import torch
+    import torch.distributed as dist
+
+    import minidist as md
+
+    torch.set_num_threads(1)
+    rank, size = launcher_place()
+    md.manual_seed(0)
+    ours = md.nn.Sequential(md.nn.Linear(784, 1024), md.nn.ReLU(), md.nn.Linear(1024, 10))
+    model = torch.nn.Sequential(torch.nn.Linear(784, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 10))
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in ours.state_dict().items()})
+    barrier = lambda: None  # noqa: E731
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        barrier = dist.barrier
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    batches = [(torch.from_numpy(images), torch.from_numpy(labels)) for images, labels in batches_of(rank, size)]
+    report = timed(step, batches, barrier, rank)
+    if size > 1:
+        dist.destroy_process_group()
+    return report
+
+
+def launcher_place() -> tuple[int, int]:
+    """(rank, size) as mpirun tells them, for the peer, which uses no MPI."""
+    from minidist.comm.world import launched
+
+    return launched() or (0, 1)
+
+
+def timed(step, batches, barrier, rank: int) -> dict:
+    """Run WARM_UP steps, then the timed ones; seconds, the first losses, and this process's peak memory."""
+    losses = [step(*batches[0])]
+    first = time.time()
+    losses += [step(*batches[i % BATCHES]) for i in range(1, WARM_UP)]
+    steps = int(os.environ["BENCHMARK_STEPS"])
+    barrier()
+    start = time.perf_counter()
+    for i in range(steps):
+        step(*batches[i % BATCHES])
+    barrier()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return {"rank": rank, "seconds": seconds, "losses": losses, "first": first, "peak": peak}
+
+
+# -- the whole ------------------------------------------------------------------------------------------------------
+
+
+def launch(contender: str, ranks: int, steps: int) -> dict:
+    """Start one contender on so many ranks; what its slowest rank took, and what it began with."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--contender", contender, "--folder", folder]
+        if ranks > 1:
+            command = ["mpirun", "-n", str(ranks), *command]
+        environment = {**os.environ, **ONE_THREAD, "BENCHMARK_STEPS": str(steps)}
+        begun = time.time()
+        subprocess.run(command, env=environment, check=True, timeout=600)
+        reports = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
+    assert len(reports) == ranks, f"{contender}: {len(reports)} reports from {ranks} ranks"
+    return {
+        "samples_per_second": BATCH * ranks * steps / max(r["seconds"] for r in reports),
+        "losses": [sum(r["losses"][i] for r in reports) / ranks for i in range(WARM_UP)],
+        "startup": max(r["first"] for r in reports) - begun,
+        "peak": max(r["peak"] for r in reports),
+    }
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
+
+
+def autograd_overhead() -> list[str]:
+    """The cost of one small recorded operation, forward and backward: tensors of 8 elements, chains of 200 operations."""
+    import numpy as np
+    import torch
+
+    import minidist as md
+
+    def chain(x, y, forward_only):
+        z = x
+        for _ in range(100):
+            z = z * y
+            z = z + y
+        z = z.sum()
+        if not forward_only:
+            z.backward()
+
+    lines = []
+    for forward_only in (True, False):
+        microseconds = {}
+        for name, make in (("minidist", md.tensor), ("PyTorch", torch.tensor)):
+            x, y = (make(np.full(8, value, np.float32)).requires_grad_() for value in (0.5, 0.1))
+            times = []
+            for _ in range(60):
+                start = time.perf_counter()
+                chain(x, y, forward_only)
+                times.append((time.perf_counter() - start) / 201 * 1e6)
+            microseconds[name] = statistics.median(times[10:])
+        what = "forward" if forward_only else "forward and backward"
+        lines.append(f"one small operation, {what}: " + ", ".join(f"{n} {t:.1f} µs" for n, t in microseconds.items()))
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results/")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    if args.contender:
+        kind, _, option = args.contender.partition(":")
+        report = rank_of_minidist(int(option)) if kind == "minidist" else rank_of_pytorch(f"{args.folder}/meeting")
+        Path(args.folder, f"rank-{report['rank']}.json").write_text(json.dumps(report))
+        return
+
+    lines = [machine(), f"{args.repeats} repeats of {args.steps} steps; median (range)", ""]
+    lines.append(f"{'ranks':>5}  {'contender':<26}{'samples/s':<32}{'against PyTorch':<24}{'start-up s':<12}peak MB/rank")
+    print("\n".join(lines), flush=True)
+    for ranks in args.ranks:
+        contenders = ["minidist:0", *["minidist:1"] * (ranks > 1), "pytorch"]
+        runs: dict[str, list[dict]] = {name: [] for name in contenders}
+        for _ in range(args.repeats):
+            for name in contenders:
+                runs[name].append(launch(name, ranks, args.steps))
+        check_losses(runs)
+        for name in contenders:
+            ratios = [
+                mine["samples_per_second"] / theirs["samples_per_second"]
+                for mine, theirs in zip(runs[name], runs["pytorch"], strict=True)
+            ]
+            line = (
+                f"{ranks:>5}  {label(name, ranks):<26}"
+                f"{spread([r['samples_per_second'] for r in runs[name]], ',.0f'):<32}"
+                f"{spread(ratios, '.2f'):<24}"
+                f"{statistics.median(r['startup'] for r in runs[name]):<12.2f}"
+                f"{max(r['peak'] for r in runs[name]) / 1e6:.0f}"
+            )
+            lines.append(line)
+            print(line, flush=True)
+    overhead = autograd_overhead()
+    lines += ["", *overhead]
+    print("\n".join(["", *overhead]))
+    if args.save:
+        results = Path(__file__).parent / "results"
+        results.mkdir(exist_ok=True)
+        (results / "train_mlp.txt").write_text("\n".join(lines) + "\n")
+
+
+def label(name: str, ranks: int) -> str:
+    kind, _, zero = name.partition(":")
+    if kind == "pytorch":
+        return "PyTorch, fused Adam" if ranks == 1 else "PyTorch DDP, Gloo"
+    return "minidist" if ranks == 1 else f"minidist, ring, zero={zero}"
+
+
+def check_losses(runs: dict[str, list[dict]]) -> None:
+    """All contenders trained the same network on the same batches: their losses agree to float32's accuracy."""
+    expected = runs["pytorch"][0]["losses"]
+    for name, several in runs.items():
+        for run in several:
+            worst = max(abs(a - b) / b for a, b in zip(run["losses"], expected, strict=True))
+            assert worst < 1e-2, f"{name}: losses differ from PyTorch's by {worst:.2e}"
+
+
+def machine() -> str:
+    import numpy
+    import torch
+
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return (
+        f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {numpy.__version__}, "
+        f"PyTorch {torch.__version__}; commit {commit}; {time.strftime('%Y-%m-%d')}"
+    )
+
+
+if __name__ == "__main__":
+    main()

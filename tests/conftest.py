@@ -1,0 +1,3 @@
+"""Fixtures that every test may take."""
+
+from devices import device, double, gpu  # noqa: F401

@@ -1,0 +1,310 @@
+"""Every op, by the table in op_cases.py; then what is particular to one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import DEVICES
+from gradcheck import gradcheck, outputs
+from numpy.testing import assert_allclose, assert_array_equal
+from op_cases import CASES, Case
+
+from minidist import backend, ops
+from minidist.backend import Generator, manual_seed
+from minidist.ops.erf import erf
+from minidist.tensor import Tensor
+
+each_case = pytest.mark.parametrize("case", CASES, ids=[c.id for c in CASES])
+
+
+def tensors(arrays: list[np.ndarray], device: str = "cpu") -> list[Tensor]:
+    return [Tensor(backend.to(a, device), requires_grad=a.dtype.kind == "f") for a in arrays]
+
+
+def run(case: Case, arrays: list[np.ndarray], device: str = "cpu") -> tuple[list[Tensor], list[Tensor]]:
+    """Forward, and backward from a fixed random gradient: the inputs and all results."""
+    inputs = tensors(arrays, device)
+    result = case.call(ops, *inputs)
+    results = list(result) if isinstance(result, tuple | list) else [result]
+    rng = np.random.default_rng(1)
+    grads = [backend.to(np.asarray(rng.normal(size=y.shape), y.dtype), device) for y in outputs(result)]
+    for y, dy in zip(outputs(result), grads, strict=True):
+        if y.requires_grad:
+            y.backward(dy, retain_graph=True)
+    return inputs, results
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.check], ids=[c.id for c in CASES if c.check])
+def test_gradient_agrees_with_central_differences(case: Case) -> None:
+    gradcheck(lambda *xs: case.call(ops, *xs), *case.arrays())
+
+
+@each_case
+@pytest.mark.filterwarnings("error")
+def test_float32_stays_float32(case: Case) -> None:
+    inputs, results = run(case, case.arrays(np.float32))
+    exact_inputs, exact_results = run(case, case.arrays())
+    assert all(y.dtype == np.float32 for y in results if y.dtype.kind == "f")
+    for y, exact in zip(results, exact_results, strict=True):
+        assert y.shape == exact.shape
+        assert_allclose(y.numpy(), exact.numpy(), rtol=case.tolerance, atol=case.tolerance)
+    for x, exact in zip(inputs, exact_inputs, strict=True):
+        assert (x.grad is None) == (exact.grad is None)
+        if x.grad is not None:
+            assert (x.grad.dtype, x.grad.shape) == (np.float32, x.shape)
+            assert_allclose(x.grad.numpy(), exact.grad.numpy(), rtol=10 * case.tolerance, atol=10 * case.tolerance)
+
+
+@each_case
+@pytest.mark.filterwarnings("error")
+def test_no_argument_is_written_to(case: Case) -> None:
+    arrays = case.arrays()
+    for a in arrays:
+        a.flags.writeable = False
+    inputs = tensors(arrays)
+    result = case.call(ops, *inputs)
+    for y in outputs(result):
+        dy = np.ones(y.shape)
+        dy.flags.writeable = False
+        if y.requires_grad:
+            y.backward(dy, retain_graph=True)
+    for a, before in zip(arrays, case.arrays(), strict=True):
+        assert_array_equal(a, before)
+
+
+@each_case
+def test_layout_of_inputs_and_gradient_does_not_matter(case: Case) -> None:
+    inputs, results = run(case, case.arrays())
+    strided = [np.repeat(a.T, 2, axis=0)[::2].T if a.ndim else a for a in case.arrays()]
+    again, results_again = run(case, strided)
+    for y, y_again in zip(results, results_again, strict=True):
+        assert_allclose(y_again.numpy(), y.numpy(), rtol=1e-12, atol=1e-12)
+    for x, x_again in zip(inputs, again, strict=True):
+        if x.grad is not None:
+            assert_allclose(x_again.grad.numpy(), x.grad.numpy(), rtol=1e-12, atol=1e-12)
+    # y.sum() sends back one number laid over y without a copy: it can't be written to, and its strides are 0.
+    summed, ones = tensors(case.arrays()), tensors(case.arrays())
+    for y, z in zip(outputs(case.call(ops, *summed)), outputs(case.call(ops, *ones)), strict=True):
+        if y.requires_grad:
+            y.sum().backward()
+            z.backward(np.ones(z.shape))
+            break
+    for x, z in zip(summed, ones, strict=True):
+        assert (x.grad is None) == (z.grad is None)
+        if x.grad is not None:
+            assert_allclose(x.grad.numpy(), z.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(DEVICES == ["cpu"], reason="MINIDIST_TEST_DEVICE=cpu")
+@each_case
+def test_gpu_agrees_with_cpu_and_leaves_no_data_behind(case: Case, gpu: Any) -> None:
+    arrays = case.arrays()
+    on_cpu, cpu_results = run(case, arrays)
+    on_gpu, gpu_results = run(case, arrays, "cuda")
+    for y, expected in zip(gpu_results, cpu_results, strict=True):
+        assert backend.on_gpu(y.data)
+        assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+        assert_allclose(y.numpy(), expected.numpy(), rtol=1e-9, atol=1e-9)
+    for x, expected in zip(on_gpu, on_cpu, strict=True):
+        assert (x.grad is None) == (expected.grad is None)
+        if x.grad is not None:
+            assert backend.on_gpu(x.grad.data)
+            assert_allclose(x.grad.numpy(), expected.grad.numpy(), rtol=1e-9, atol=1e-9)
+
+
+# A boolean mask takes out as many elements as it has trues: the host must ask how many. A list is on the host.
+TRANSFERS_ALLOWED = {"x[mask]", "x[[0, 0]]"}
+
+
+@each_case
+def test_nothing_goes_between_host_and_device(case: Case, double: Any) -> None:
+    if case.id.split("#")[0] in TRANSFERS_ALLOWED:
+        pytest.skip("indexing that needs a transfer")
+    inputs = tensors(case.arrays(np.float32), "cuda")
+    double.reset()
+    for y in outputs(case.call(ops, *inputs)):
+        if y.requires_grad:
+            y.sum().backward(retain_graph=True)
+    assert (double.to_device, double.to_host) == (0, 0)
+
+
+# -- erf ------------------------------------------------------------------------------------------------------------
+
+
+def test_erf_agrees_with_maths(device: str) -> None:
+    x = np.concatenate([np.linspace(-7, 7, 20_001), [0.46875, -0.46875, 1e-300, -1e-8, math.inf, -math.inf]])
+    exact = np.array([math.erf(v) for v in x])
+    got = backend.to_numpy(erf(backend.to(x, device)))
+    assert_allclose(got, exact, rtol=1e-15, atol=1e-300)
+    x32 = x.astype(np.float32)
+    got = backend.to_numpy(erf(backend.to(x32, device)))
+    assert got.dtype == np.float32
+    assert_allclose(got, [math.erf(v) for v in x32.astype(float)], rtol=4e-7)
+    assert_array_equal(got[np.abs(x32) > 4.5], np.sign(x32[np.abs(x32) > 4.5]))
+    assert np.isnan(backend.to_numpy(erf(backend.to(np.array([np.nan]), device)))).all()
+
+
+def test_erf_of_large_strided_arrays_keeps_every_element_in_its_place() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 200))
+    assert_array_equal(erf(x.T), erf(np.ascontiguousarray(x.T)))
+    assert_array_equal(erf(x)[123], erf(x[123]))
+
+
+# -- float16 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "sigmoid", "tanh", "softplus", "leaky_relu", "exp"])
+def test_half_precision_stays(name: str) -> None:
+    x = Tensor(np.linspace(-4, 4, 50).astype(np.float16), requires_grad=True)
+    y = getattr(ops, name)(x)
+    y.sum().backward()
+    exact = getattr(ops, name)(Tensor(x.data.astype(float))).numpy()
+    assert (y.dtype, x.grad.dtype) == (np.float16, np.float16)
+    assert_allclose(y.numpy(), exact, rtol=5e-3, atol=2e-3)
+
+
+def test_normalisation_of_half_precision_sums_in_single() -> None:
+    x = np.random.default_rng(0).normal(100, 1, (4, 5000)).astype(np.float16)
+    exact = ops.layer_norm(Tensor(x.astype(float)), (5000,)).numpy()
+    got = ops.layer_norm(Tensor(x), (5000,))
+    assert got.dtype == np.float16
+    assert_allclose(got.numpy(), exact, atol=5e-3)
+
+
+# -- dropout --------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_scales_what_it_keeps_and_passes_the_same_mask_back(device: str) -> None:
+    x = Tensor(backend.full((200, 300), 2.0, np.float32, device), requires_grad=True)
+    y = ops.dropout(x, 0.25, generator=Generator(3))
+    y.sum().backward()
+    values = y.numpy()
+    assert_allclose(np.unique(values), [0, 2 / 0.75], rtol=1e-6)
+    assert abs((values == 0).mean() - 0.25) < 0.01
+    assert_allclose(x.grad.numpy(), values / 2)
+
+
+def test_dropout_repeats_with_its_seed_and_differs_between_calls() -> None:
+    x = Tensor(np.ones(1000, np.float32))
+    manual_seed(5)
+    first, second = ops.dropout(x).numpy(), ops.dropout(x).numpy()
+    manual_seed(5)
+    assert_array_equal(ops.dropout(x).numpy(), first)
+    assert (first != second).any()
+
+
+def test_dropout_at_its_ends() -> None:
+    x = Tensor(np.ones(5, np.float32))
+    assert ops.dropout(x, training=False) is x
+    assert_array_equal(ops.dropout(x, 1.0).numpy(), 0)
+    with pytest.raises(ValueError, match=r"1\.5"):
+        ops.dropout(x, 1.5)
+
+
+def test_attention_drops_weights_and_not_values() -> None:
+    rng = np.random.default_rng(0)
+    q, k = (Tensor(rng.normal(size=(1, 4, 3)), requires_grad=True) for _ in range(2))
+    v = Tensor(np.eye(6)[None, :4], requires_grad=True)  # so that y shows the weights themselves
+    plain = ops.scaled_dot_product_attention(q, k, v).numpy()[..., :4]
+    manual_seed(1)
+    y = ops.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+    dropped = y.numpy()[..., :4]
+    assert (dropped == 0).any()
+    assert (dropped != 0).any()
+    assert_allclose(dropped[dropped != 0], 2 * plain[dropped != 0])
+
+    def again(*xs: Tensor) -> Tensor:
+        manual_seed(1)
+        return ops.scaled_dot_product_attention(*xs, dropout_p=0.5)
+
+    gradcheck(again, q.data, k.data, v.data)
+
+
+# -- batch_norm's running statistics --------------------------------------------------------------------------------
+
+
+def test_batch_norm_moves_its_running_statistics_in_place(device: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (4, 2, 5))
+    mean, var = (Tensor(backend.to(a, device)) for a in (np.zeros(2), np.ones(2)))
+    arrays = mean.data, var.data
+    ops.batch_norm(Tensor(backend.to(x, device), requires_grad=True), mean, var, training=True, momentum=0.1)
+    assert mean.data is arrays[0]
+    assert var.data is arrays[1]
+    assert not mean.requires_grad
+    assert_allclose(mean.numpy(), 0.1 * x.mean(axis=(0, 2)))
+    assert_allclose(var.numpy(), 0.9 + 0.1 * x.var(axis=(0, 2), ddof=1))
+    before = mean.numpy().copy()
+    ops.batch_norm(Tensor(backend.to(x, device)), mean, var)
+    assert_array_equal(mean.numpy(), before)
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> Tensor:
+    return Tensor(np.zeros(shape, dtype))
+
+
+ERRORS = [
+    (lambda: zeros(2, 3) + zeros(4), ValueError, r"2,\s*3.*4"),
+    (lambda: zeros(2, 3) @ zeros(2, 3), ValueError, r"2, 3.*2, 3"),
+    (lambda: ops.linear(zeros(2, 3), zeros(5, 4)), ValueError, r"2, 3.*5, 4"),
+    (lambda: ops.matmul(zeros(2, 3), zeros(3, 2, dtype=np.float64)), TypeError, "float32.*float64"),
+    (lambda: ops.sum(zeros(2, 3), dim=2), IndexError, "2.*2"),
+    (lambda: ops.softmax(zeros(2, 3), dim=-3), IndexError, "-3.*2"),
+    (lambda: ops.mean(zeros(2, dtype=np.int64)), TypeError, "int64"),
+    (lambda: ops.gelu(zeros(2), approximate="erf"), ValueError, "erf"),
+    (lambda: ops.cross_entropy(zeros(2, 3), zeros(3, dtype=np.int64)), ValueError, r"2, 3.*3"),
+    (lambda: ops.cross_entropy(zeros(1, 3), Tensor(np.array([3]))), IndexError, "3"),
+    (lambda: ops.conv2d(zeros(1, 3, 5, 5), zeros(2, 4, 3, 3)), ValueError, r"1, 3, 5, 5.*2, 4, 3, 3"),
+    (lambda: ops.conv2d(zeros(1, 4, 5, 5), zeros(3, 2, 3, 3), groups=2), ValueError, "3.*2"),
+    (lambda: ops.conv2d(zeros(1, 4, 2, 5), zeros(3, 4, 3, 3)), ValueError, r"3, 3.*2, 5"),
+    (lambda: ops.conv2d(zeros(1, 4, 5, 5), zeros(3, 4, 3, 3), zeros(4)), ValueError, r"4,.*3, 4, 3, 3"),
+    (lambda: ops.conv2d(zeros(1, 4, 5, 5), zeros(3, 4, 3, 3), stride=2, padding="same"), ValueError, "stride 1.*2"),
+    (lambda: ops.conv2d(zeros(1, 4, 5, 5), zeros(3, 4, 3, 3), padding="full"), ValueError, "full"),
+    (lambda: ops.conv2d(zeros(4, 5), zeros(3, 4, 3, 3)), ValueError, "4, 5"),
+    (lambda: ops.conv2d(zeros(1, 4, 5, 5), zeros(3, 4, 3, 3), stride=0), ValueError, "0"),
+    (lambda: ops.conv2d(zeros(1, 4, 5, 5), zeros(3, 4, 3, 3), padding=-1), ValueError, "-1"),
+    (lambda: ops.max_pool2d(zeros(1, 4, 5, 5), 2, padding=2), ValueError, r"2, 2.*2, 2"),
+    (lambda: ops.avg_pool2d(zeros(1, 4, 5, 5), 6), ValueError, r"6, 6.*5, 5"),
+    (lambda: ops.max_pool2d(zeros(1, 4, 5, 5), (2, 2, 2)), ValueError, "kernel_size"),
+    (lambda: ops.layer_norm(zeros(2, 3), (4,)), ValueError, r"2, 3.*4"),
+    (lambda: ops.layer_norm(zeros(2, 3), (3,), zeros(2)), ValueError, r"2,.*3"),
+    (lambda: ops.rms_norm(zeros(2, 3), (2, 2)), ValueError, r"2, 3.*2, 2"),
+    (lambda: ops.batch_norm(zeros(2, 3), zeros(2), zeros(2)), ValueError, r"2,.*2, 3"),
+    (lambda: ops.batch_norm(zeros(1, 3), None, None, training=True), ValueError, "1, 3"),
+    (lambda: ops.batch_norm(zeros(2, 3), None, None), ValueError, "running_mean"),
+    (lambda: ops.embedding(zeros(2), zeros(5, 3)), TypeError, "float32"),
+    (lambda: ops.embedding(Tensor(np.array([1, 5])), zeros(5, 3)), IndexError, "5.*5"),
+    (lambda: ops.embedding(Tensor(np.array([-1])), zeros(5, 3)), IndexError, "-1.*5"),
+    (lambda: ops.embedding(Tensor(np.array([1])), zeros(5, 3), padding_idx=5), ValueError, "5.*5"),
+    (
+        lambda: ops.scaled_dot_product_attention(zeros(2, 3, 4), zeros(2, 3, 5), zeros(2, 3, 4)),
+        ValueError,
+        r"2, 3, 4.*2, 3, 5",
+    ),
+    (
+        lambda: ops.scaled_dot_product_attention(zeros(3, 4), zeros(3, 4), zeros(3, 4), zeros(3, 3), is_causal=True),
+        ValueError,
+        "is_causal",
+    ),
+    (
+        lambda: ops.scaled_dot_product_attention(zeros(3, 4), zeros(3, 4), zeros(3, 4), zeros(2, 3, 3)),
+        ValueError,
+        r"2, 3, 3.*3, 3",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, error, message", ERRORS, ids=[str(i) for i in range(len(ERRORS))])
+def test_a_bad_argument_raises_and_names_both_values(call: Any, error: type[Exception], message: str) -> None:
+    with warnings.catch_warnings(), pytest.raises(error, match=message):
+        call()
