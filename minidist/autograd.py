@@ -92,6 +92,8 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                         _finish(x, gradients)
             if not retain_graph:
                 node.free()
+            elif direct:
+                del node.into  # another backward decides anew
         for callback in _callbacks.get() or ():
             callback()
     finally:

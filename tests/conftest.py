@@ -1,3 +1,26 @@
-"""Fixtures that every test may take."""
+"""pytest's settings: what every test needs, and what is different when pytest itself runs under mpirun."""
 
-from devices import device, double, gpu  # noqa: F401
+from __future__ import annotations
+
+import hypothesis
+import pytest
+from devices import device, double, gpu  # noqa: F401  fixtures
+from ranks import UNDER_MPIRUN
+
+from minidist.comm import world
+
+# Every rank must draw the same examples, and on a shared machine a slow one is no failure.
+hypothesis.settings.register_profile("shared", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("shared")
+
+
+@pytest.hookimpl(trylast=True)  # after the reporter has been made
+def pytest_configure(config: pytest.Config) -> None:
+    if UNDER_MPIRUN and world().rank > 0:
+        config.pluginmanager.unregister(name="terminalreporter")  # rank 0 reports for all
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if UNDER_MPIRUN:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("ranks") is None])
+        items[:] = [item for item in items if item.get_closest_marker("ranks") is not None]

@@ -102,7 +102,7 @@ def _strict(name: str, function: Callable[..., Any], parameters: list[str]) -> C
 # -- the array ------------------------------------------------------------------------------------------------------
 
 
-class ndarray:  # noqa: N801 (CuPy's name)
+class ndarray:
     """cupy.ndarray. Made by the functions of the module, never directly."""
 
     __slots__ = ("__weakref__", "_device", "_host")
@@ -122,7 +122,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
     # What NumPy would call to convert it, or to compute with it.
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
         )
 
     def __array_function__(self, function: Any, *args: Any) -> Any:
@@ -143,7 +144,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     T = property(lambda self: _leave(self._host.T))
-    mT = property(lambda self: _leave(self._host.swapaxes(-1, -2)))  # noqa: N815
+    mT = property(lambda self: _leave(self._host.swapaxes(-1, -2)))
     real = property(lambda self: _leave(self._host.real, self))
     imag = property(lambda self: _leave(self._host.imag))
     data = property(lambda self: types.SimpleNamespace(ptr=self._host.ctypes.data))
@@ -254,26 +255,41 @@ def _binary(name: str, reflected: bool = False) -> Callable[[ndarray, Any], Any]
     return method
 
 
-for _name in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split():
+for _name in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "matmul",
+]:
     _function = {"and": "and_", "or": "or_"}.get(_name, _name)
     setattr(ndarray, f"__{_name}__", _binary(_function))
     setattr(ndarray, f"__r{_name}__", _binary(_function, reflected=True))
     if _name != "matmul":
         setattr(ndarray, f"__i{_name}__", _binary(f"i{_name}"))
-for _name in "eq ne lt le gt ge".split():
+for _name in ["eq", "ne", "lt", "le", "gt", "ge"]:
     setattr(ndarray, f"__{_name}__", _binary(_name))
-for _name in "neg pos abs invert".split():
-    setattr(ndarray, f"__{_name}__", lambda self, function=getattr(operator, _name): _leave(function(self._host)))
+for _name, _unary in [("neg", operator.neg), ("pos", operator.pos), ("abs", abs), ("invert", operator.invert)]:
+    setattr(ndarray, f"__{_name}__", lambda self, function=_unary: _leave(function(self._host)))
 
 # Methods and their parameters (reshape, transpose, view and astype stand above).
 METHODS = """
-all(axis, out, keepdims); any(axis, out, keepdims); argmax(axis, out, dtype, keepdims); argmin(axis, out, dtype, keepdims);
-argsort(axis, kind); clip(min, max, out); compress(condition, axis, out); conj(); copy(order); cumprod(axis, dtype, out);
-cumsum(axis, dtype, out); diagonal(offset, axis1, axis2); dot(b, out); fill(value); flatten(order); max(axis, out, keepdims);
-mean(axis, dtype, out, keepdims); min(axis, out, keepdims); nonzero(); prod(axis, dtype, out, keepdims); ravel(order);
-repeat(repeats, axis); round(decimals, out); searchsorted(v, side, sorter); sort(axis, kind); squeeze(axis);
-std(axis, dtype, out, ddof, keepdims); sum(axis, dtype, out, keepdims); swapaxes(axis1, axis2); take(indices, axis, out);
-trace(offset, axis1, axis2, dtype, out); var(axis, dtype, out, ddof, keepdims)
+all(axis, out, keepdims); any(axis, out, keepdims); argmax(axis, out, dtype, keepdims);
+argmin(axis, out, dtype, keepdims); argsort(axis, kind); clip(min, max, out); compress(condition, axis, out);
+conj(); copy(order); cumprod(axis, dtype, out); cumsum(axis, dtype, out); diagonal(offset, axis1, axis2);
+dot(b, out); fill(value); flatten(order); max(axis, out, keepdims); mean(axis, dtype, out, keepdims);
+min(axis, out, keepdims); nonzero(); prod(axis, dtype, out, keepdims); ravel(order); repeat(repeats, axis);
+round(decimals, out); searchsorted(v, side, sorter); sort(axis, kind); squeeze(axis);
+std(axis, dtype, out, ddof, keepdims); sum(axis, dtype, out, keepdims); swapaxes(axis1, axis2);
+take(indices, axis, out); trace(offset, axis1, axis2, dtype, out); var(axis, dtype, out, ddof, keepdims)
 """
 
 # Functions and their parameters, read off CuPy 14.2 with inspect.signature.
@@ -286,20 +302,21 @@ broadcast_to(array, shape); clip(a, a_min, a_max, out); concatenate(tup, axis, o
 copyto(dst, src, casting, where); count_nonzero(a, axis); cumprod(a, axis, dtype, out); cumsum(a, axis, dtype, out);
 diag(v, k); diagonal(a, offset, axis1, axis2); diff(a, n, axis, prepend, append); dot(a, b, out);
 einsum(*operands, **kwargs); empty(shape, dtype, order); empty_like(prototype, dtype, order, subok, shape);
-expand_dims(a, axis); eye(N, M, k, dtype, order); flatnonzero(a); flip(a, axis); full(shape, fill_value, dtype, order);
-full_like(a, fill_value, dtype, order, subok, shape); hstack(tup, dtype, casting); identity(n, dtype); inner(a, b);
-isclose(a, b, rtol, atol, equal_nan); linspace(start, stop, num, endpoint, retstep, dtype, axis);
-max(a, axis, out, keepdims); amax(a, axis, out, keepdims); mean(a, axis, dtype, out, keepdims);
-min(a, axis, out, keepdims); amin(a, axis, out, keepdims); moveaxis(a, source, destination);
-may_share_memory(a, b, max_work); nan_to_num(x, copy, nan, posinf, neginf); nonzero(a); ones(shape, dtype, order);
+expand_dims(a, axis); eye(N, M, k, dtype, order); flatnonzero(a); flip(a, axis);
+full(shape, fill_value, dtype, order); full_like(a, fill_value, dtype, order, subok, shape);
+hstack(tup, dtype, casting); identity(n, dtype); inner(a, b); isclose(a, b, rtol, atol, equal_nan);
+linspace(start, stop, num, endpoint, retstep, dtype, axis); max(a, axis, out, keepdims);
+amax(a, axis, out, keepdims); mean(a, axis, dtype, out, keepdims); min(a, axis, out, keepdims);
+amin(a, axis, out, keepdims); moveaxis(a, source, destination); may_share_memory(a, b, max_work);
+nan_to_num(x, copy, nan, posinf, neginf); nonzero(a); ones(shape, dtype, order);
 ones_like(a, dtype, order, subok, shape); outer(a, b, out); pad(array, pad_width, mode, **kwargs);
 partition(a, kth, axis); prod(a, axis, dtype, out, keepdims); put_along_axis(arr, indices, values, axis);
 ravel(a, order); repeat(a, repeats, axis); reshape(a, newshape, order, copy); roll(a, shift, axis);
-searchsorted(a, v, side, sorter); shares_memory(a, b, max_work); sort(a, axis, kind); split(ary, indices_or_sections, axis);
-squeeze(a, axis); stack(tup, axis, out, dtype, casting); std(a, axis, dtype, out, ddof, keepdims);
-sum(a, axis, dtype, out, keepdims); swapaxes(a, axis1, axis2); take(a, indices, axis, out);
-take_along_axis(a, indices, axis); tensordot(a, b, axes); tile(A, reps); trace(a, offset, axis1, axis2, dtype, out);
-transpose(a, axes); tri(N, M, k, dtype); tril(m, k); triu(m, k);
+searchsorted(a, v, side, sorter); shares_memory(a, b, max_work); sort(a, axis, kind);
+split(ary, indices_or_sections, axis); squeeze(a, axis); stack(tup, axis, out, dtype, casting);
+std(a, axis, dtype, out, ddof, keepdims); sum(a, axis, dtype, out, keepdims); swapaxes(a, axis1, axis2);
+take(a, indices, axis, out); take_along_axis(a, indices, axis); tensordot(a, b, axes); tile(A, reps);
+trace(a, offset, axis1, axis2, dtype, out); transpose(a, axes); tri(N, M, k, dtype); tril(m, k); triu(m, k);
 unique(ar, return_index, return_inverse, return_counts, axis, equal_nan); var(a, axis, dtype, out, ddof, keepdims);
 vdot(a, b); vstack(tup, dtype, casting); where(condition, x, y); zeros(shape, dtype, order);
 zeros_like(a, dtype, order, subok, shape)
@@ -307,17 +324,17 @@ zeros_like(a, dtype, order, subok, shape)
 
 # Element-wise functions: they take out=, dtype= and casting=, and no where=.
 UFUNCS = """
-abs absolute add arccos arcsin arctan arctan2 bitwise_and bitwise_or bitwise_xor cbrt ceil conj copysign cos cosh divide
-equal exp exp2 expm1 floor floor_divide fmax fmin greater greater_equal heaviside hypot invert isfinite isinf isnan less
-less_equal log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor matmul maximum minimum mod multiply
-negative not_equal positive power reciprocal remainder rint sign signbit sin sinh sqrt square subtract tan tanh true_divide
-trunc
+abs absolute add arccos arcsin arctan arctan2 bitwise_and bitwise_or bitwise_xor cbrt ceil conj copysign cos cosh
+divide equal exp exp2 expm1 floor floor_divide fmax fmin greater greater_equal heaviside hypot invert isfinite isinf
+isnan less less_equal log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor matmul maximum
+minimum mod multiply negative not_equal positive power reciprocal remainder rint sign signbit sin sinh sqrt square
+subtract tan tanh true_divide trunc
 """
 
 # What CuPy borrows from NumPy as it is.
 SAME = """
-bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 generic floating integer
-dtype finfo iinfo inf nan pi e newaxis promote_types issubdtype broadcast_shapes
+bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 generic
+floating integer dtype finfo iinfo inf nan pi e newaxis promote_types issubdtype broadcast_shapes
 """
 
 

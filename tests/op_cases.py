@@ -164,7 +164,9 @@ op("where", bools(3), normal(2, 1), normal())
 _add("where", lambda F, c, x: F.where(c, x, 0.0), (bools(3), normal(2, 3)))
 _add("where", lambda F, c, x: F.where(c, 1.5, x), (bools(3), normal(2, 3)))
 op("masked_fill", normal(2, 3), bools(3), args=(-2.5,))
-expression("masked_fill", lambda x, m: x.masked_fill(m, float("-inf")).softmax(-1), normal(2, 3), given(0, 1, 0, dtype=bool))
+expression(
+    "masked_fill", lambda x, m: x.masked_fill(m, float("-inf")).softmax(-1), normal(2, 3), given(0, 1, 0, dtype=bool)
+)
 
 # Reductions.
 for name in ["sum", "mean", "amax", "amin", "logsumexp", "var", "std"]:
@@ -348,7 +350,16 @@ _add(
 # Convolution and pooling.
 op("conv2d", normal(2, 2, 5, 4), normal(3, 2, 3, 2))
 op("conv2d", normal(2, 2, 5, 4), normal(3, 2, 3, 2), normal(3), stride=2, padding=1)
-op("conv2d", normal(1, 2, 7, 6), normal(4, 1, 2, 3), normal(4), stride=(2, 1), padding=(1, 2), dilation=(2, 1), groups=2)
+op(
+    "conv2d",
+    normal(1, 2, 7, 6),
+    normal(4, 1, 2, 3),
+    normal(4),
+    stride=(2, 1),
+    padding=(1, 2),
+    dilation=(2, 1),
+    groups=2,
+)
 op("conv2d", normal(2, 5, 4), normal(3, 2, 3, 2), normal(3))
 op("conv2d", normal(1, 2, 5, 4), normal(3, 2, 3, 3), padding="same", dilation=2)
 op("conv2d", normal(1, 2, 5, 4), normal(3, 2, 2, 3), padding="same")
@@ -370,13 +381,17 @@ op("avg_pool2d", normal(1, 2, 5, 6), args=(3,), stride=3, padding=1, ceil_mode=T
 # Normalisation.
 _add("layer_norm", lambda F, x: F.layer_norm(x, (4,)), (normal(3, 4),))
 _add("layer_norm", lambda F, x, w, b: F.layer_norm(x, (4,), w, b), (normal(2, 3, 4), normal(4), normal(4)))
-_add("layer_norm", lambda F, x, w, b: F.layer_norm(x, (3, 4), w, b, eps=0.1), (normal(2, 3, 4), normal(3, 4), normal(3, 4)))
+_add(
+    "layer_norm",
+    lambda F, x, w, b: F.layer_norm(x, (3, 4), w, b, eps=0.1),
+    (normal(2, 3, 4), normal(3, 4), normal(3, 4)),
+)
 _add("layer_norm", lambda F, x, w: F.layer_norm(x, (4,), w), (normal(3, 4), normal(4)))
 _add("layer_norm", lambda F, x, w, b: F.layer_norm(x, (4,), w, b), (normal(0, 4), normal(4), normal(4)))
 _add("rms_norm", lambda F, x: F.rms_norm(x, (4,), eps=1e-5), (normal(3, 4),))
 _add("rms_norm", lambda F, x, w: F.rms_norm(x, (4,), w), (normal(2, 3, 4), normal(4)))
 _add("rms_norm", lambda F, x, w: F.rms_norm(x, (3, 4), w, eps=0.1), (normal(2, 3, 4), normal(3, 4)))
-for shape in [(4, 3), (2, 3, 2, 2)]:
+for shape in [(4, 3), (2, 3, 2, 2), (0, 3, 2)]:
     _add(
         "batch_norm",
         lambda F, x, w, b, m, v: F.batch_norm(x, m.detach(), v.detach(), w, b),
@@ -384,7 +399,11 @@ for shape in [(4, 3), (2, 3, 2, 2)]:
         check=False,
     )
 _add("batch_norm", lambda F, x: F.batch_norm(x, None, None, training=True, eps=0.1), (normal(4, 2, 3),))
-_add("batch_norm", lambda F, x, w, b: F.batch_norm(x, None, None, w, b, training=True), (normal(4, 2, 3), normal(2), normal(2)))
+_add(
+    "batch_norm",
+    lambda F, x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+    (normal(4, 2, 3), normal(2), normal(2)),
+)
 
 # Attention and embedding.
 op("scaled_dot_product_attention", normal(3, 4), normal(5, 4), normal(5, 2))

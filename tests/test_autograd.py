@@ -220,6 +220,14 @@ def test_a_linear_layer_used_twice_in_one_graph() -> None:
     assert_allclose(b.grad.numpy(), plain_b.grad.numpy())
 
 
+def test_a_retained_graph_adds_to_the_buffer_and_does_not_write_over_it() -> None:
+    w = with_buffer(np.eye(2))
+    y = ops.linear(Tensor(np.array([[1.0, 2.0]])), w)
+    y.backward([[1.0, 0.0]], retain_graph=True)
+    y.backward([[0.0, 1.0]])
+    assert_allclose(w.grad.numpy(), [[1, 2], [1, 2]])
+
+
 # -- what is freed --------------------------------------------------------------------------------------------------
 
 
@@ -553,7 +561,9 @@ STEPS: list[Callable[[Tensor, Tensor], Tensor]] = [
 
 @settings(max_examples=60, deadline=None)
 @given(
-    steps=st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=8),
+    steps=st.lists(
+        st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=8
+    ),
     seed=st.integers(0, 1000),
 )
 def test_random_graphs_agree_with_central_differences(steps: list[tuple[int, int, int]], seed: int) -> None:

@@ -13,6 +13,7 @@ from gradcheck import gradcheck, outputs
 from numpy.testing import assert_allclose, assert_array_equal
 from op_cases import CASES, Case
 
+import minidist as md
 from minidist import backend, ops
 from minidist.backend import Generator, manual_seed
 from minidist.ops.erf import erf
@@ -157,6 +158,19 @@ def test_erf_of_large_strided_arrays_keeps_every_element_in_its_place() -> None:
     assert_array_equal(erf(x)[123], erf(x[123]))
 
 
+# -- convolution ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images_at_a_time", [1, 2, 3])
+def test_a_convolution_in_parts_is_the_whole(images_at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, w, b = rng.normal(size=(5, 2, 4, 4)), rng.normal(size=(3, 2, 2, 2)), rng.normal(size=3)
+    whole = ops.conv2d(Tensor(x), Tensor(w), Tensor(b)).numpy()
+    monkeypatch.setattr("minidist.ops.conv.PIECE", images_at_a_time * 2 * 2 * 2 * 9)
+    assert_allclose(ops.conv2d(Tensor(x), Tensor(w), Tensor(b)).numpy(), whole, rtol=1e-12)
+    gradcheck(ops.conv2d, x, w, b)
+
+
 # -- float16 --------------------------------------------------------------------------------------------------------
 
 
@@ -204,8 +218,9 @@ def test_dropout_at_its_ends() -> None:
     x = Tensor(np.ones(5, np.float32))
     assert ops.dropout(x, training=False) is x
     assert_array_equal(ops.dropout(x, 1.0).numpy(), 0)
-    with pytest.raises(ValueError, match=r"1\.5"):
-        ops.dropout(x, 1.5)
+    for training in (True, False):
+        with pytest.raises(ValueError, match=r"1\.5"):
+            ops.dropout(x, 1.5, training)
 
 
 def test_attention_drops_weights_and_not_values() -> None:
@@ -244,6 +259,19 @@ def test_batch_norm_moves_its_running_statistics_in_place(device: str) -> None:
     before = mean.numpy().copy()
     ops.batch_norm(Tensor(backend.to(x, device)), mean, var)
     assert_array_equal(mean.numpy(), before)
+
+
+def test_batch_norm_keeps_the_mean_it_was_given_for_backward() -> None:
+    x, w = np.random.default_rng(0).normal(size=(4, 2)), np.ones(2)
+    gradients = []
+    for moved in (False, True):
+        mean, weight = Tensor(np.array([1.0, 2.0])), Tensor(w, requires_grad=True)
+        y = ops.batch_norm(Tensor(x), mean, Tensor(np.ones(2)), weight)
+        if moved:
+            mean.add_(5)
+        y.sum().backward()
+        gradients.append(weight.grad.numpy())
+    assert_array_equal(gradients[0], gradients[1])
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
@@ -308,3 +336,33 @@ ERRORS = [
 def test_a_bad_argument_raises_and_names_both_values(call: Any, error: type[Exception], message: str) -> None:
     with warnings.catch_warnings(), pytest.raises(error, match=message):
         call()
+
+
+# -- all together ---------------------------------------------------------------------------------------------------
+
+
+def test_a_training_step_on_a_gpu_never_touches_the_host(double: Any) -> None:
+    class Net(md.nn.Module):
+        def __init__(self) -> None:
+            self.embedding = md.nn.Embedding(7, 8)
+            self.norm = md.nn.LayerNorm(8)
+            self.attention = md.nn.MultiHeadAttention(8, 2, batch_first=True)
+            self.hidden = md.nn.Linear(8, 16)
+            self.out = md.nn.Linear(16, 7)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.norm(self.embedding(ids))
+            x = x + self.attention(x, x, x, need_weights=False)[0]
+            return self.out(ops.relu(self.hidden(x)))
+
+    ids = Tensor(backend.to(np.random.default_rng(0).integers(0, 7, (2, 5)), "cuda"))
+    model = Net().to("cuda")
+    optimizer = md.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(2):  # the first step may make the optimizer's arrays
+        double.reset()
+        optimizer.zero_grad()
+        loss = ops.cross_entropy(model(ids).reshape(10, 7), ids.reshape(10))
+        loss.backward()
+        optimizer.step()
+        assert (double.to_device, double.to_host) == (0, 0)
+    assert np.isfinite(loss.item())

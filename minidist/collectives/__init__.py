@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minidist.backend import Array
-from minidist.collectives.binomial import binomial_broadcast
-from minidist.collectives.chunks import chunk_slice
-from minidist.collectives.dissemination import dissemination_barrier
-from minidist.collectives.naive import naive_all_gather, naive_all_reduce, naive_broadcast, naive_reduce_scatter
-from minidist.collectives.reductions import OPS
-from minidist.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
-from minidist.comm.base import Communicator
+from ..backend import Array
+from ..comm.base import Communicator
+from .binomial import binomial_broadcast
+from .chunks import chunk_slice
+from .dissemination import dissemination_barrier
+from .naive import naive_all_gather, naive_all_reduce, naive_broadcast, naive_reduce_scatter
+from .reductions import OPS
+from .ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 
 ALGORITHMS: dict[str, dict[str, Callable[..., Any]]] = {  # of each operation; the first is what "auto" takes
     "all_reduce": {"ring": ring_all_reduce, "naive": naive_all_reduce},
@@ -57,6 +57,8 @@ def all_gather(comm: Communicator, array: Array, algorithm: str = "auto") -> Arr
 
 def broadcast(comm: Communicator, array: Array, root: int = 0, algorithm: str = "auto") -> Array:
     """Every rank ends with the root's array. In place; returns array."""
+    if not 0 <= root < comm.size:
+        raise ValueError(f"root {root}: the ranks of this communicator are 0 to {comm.size - 1}")
     return _choose("broadcast", algorithm)(comm, array, root)
 
 

@@ -9,8 +9,8 @@ Cost: lg P rounds, rounded up, of a + n b each, where the ring's chain of P - 1 
 
 from __future__ import annotations
 
-from minidist.backend import Array
-from minidist.comm.base import Communicator
+from ..backend import Array
+from ..comm.base import Communicator
 
 TAG = 32003
 
@@ -20,11 +20,9 @@ def binomial_broadcast(comm: Communicator, array: Array, root: int = 0) -> Array
 
     Shapes  array (any, contiguous), of equal size on all ranks; its content counts on the root only
     Cost    P - 1 messages in all, of array.nbytes; at most ceil(lg P) sent by any rank
-    Errors  ValueError: a rank's array has another size, or there is no rank `root`
+    Errors  ValueError: a rank's array has another size
     """
     size = comm.size
-    if not 0 <= root < size:
-        raise ValueError(f"root {root}: the ranks of this communicator are 0 to {size - 1}")
     me = (comm.rank - root) % size  # number the ranks from the root on, so that the root is 0
 
     # 1. Receive from the rank whose number is ours without its lowest set bit. The root has no such bit.

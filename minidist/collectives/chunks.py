@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minidist.backend import Array
+from ..backend import Array
 
 
 def chunk_slice(length: int, ranks: int, rank: int) -> slice:

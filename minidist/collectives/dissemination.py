@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minidist.comm.base import Communicator
+from ..comm.base import Communicator
 
 TAG = 32004
 

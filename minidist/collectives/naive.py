@@ -5,10 +5,10 @@ The root sends and receives (P-1) n bytes alone, while the others wait: time gro
 
 from __future__ import annotations
 
-from minidist.backend import Array, namespace
-from minidist.collectives.chunks import split
-from minidist.collectives.reductions import combiner, finish
-from minidist.comm.base import Communicator
+from ..backend import Array, namespace
+from ..comm.base import Communicator
+from .chunks import split
+from .reductions import combiner, finish
 
 TAG = 32002
 ROOT = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minidist.backend import Array, namespace
+from ..backend import Array, namespace
 
 # name: the element-wise function, of NumPy and CuPy alike, that combines two ranks' arrays.
 OPS = {"sum": "add", "mean": "add", "prod": "multiply", "min": "minimum", "max": "maximum"}

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from minidist.backend import Array, namespace, on_gpu
+from ..backend import Array, namespace, on_gpu
 
 MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist.collectives
 

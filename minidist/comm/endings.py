@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from minidist.comm.base import Communicator
+from .base import Communicator
 
 ENDED, EXITED, FAILED, BLAMED = range(4)  # ENDED: at the end of the program; EXITED: by sys.exit
 PATIENCE = 2.0  # seconds

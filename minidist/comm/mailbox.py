@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-from minidist.backend import Array, copy_into
-from minidist.comm.base import Communicator, Request, default_timeout
-from minidist.comm.where import Place, here
+from ..backend import Array, copy_into
+from .base import Communicator, Request, default_timeout
+from .where import Place, here
 
 if TYPE_CHECKING:
-    from minidist.comm.simulated import Scheduler
+    from .simulated import Scheduler
 
 Message = tuple[Array, Place]  # the copied array, and the line that sent it
 
@@ -136,7 +136,9 @@ class Receive(Request):
         return [self.comm.members[self.source]]
 
     def describe(self) -> str:
-        return f"receive from rank {self.source}, tag {self.tag}, {self.array.dtype}[{self.array.size}]{self.comm.group()}"
+        return (
+            f"receive from rank {self.source}, tag {self.tag}, {self.array.dtype}[{self.array.size}]{self.comm.group()}"
+        )
 
 
 class Split:
@@ -167,7 +169,7 @@ class SimulatedCommunicator(Communicator):
         self._splits = 0
 
     def name(self) -> str:
-        """"rank 2 of 4", for messages."""
+        """ "rank 2 of 4", for messages."""
         return f"rank {self.rank} of {self.size}{self.group()}"
 
     def group(self) -> str:
@@ -246,6 +248,6 @@ class SimulatedCommunicator(Communicator):
 
 
 def _shortened(numbers: Sequence[int]) -> str:
-    """"0, 2, 4", or the first few and an ellipsis."""
+    """ "0, 2, 4", or the first few and an ellipsis."""
     text = ", ".join(map(str, numbers[:8]))
     return text if len(numbers) <= 8 else text + ", ..."

@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 import numpy as np
 from mpi4py import MPI
 
-from minidist import backend
-from minidist.backend import Array
-from minidist.comm.base import Communicator, Request, default_timeout
-from minidist.comm.endings import Endings
-from minidist.comm.threads import share_cores
-from minidist.comm.waiting import wait_until
-from minidist.comm.where import describe_stack
+from .. import backend
+from ..backend import Array
+from .base import Communicator, Request, default_timeout
+from .endings import Endings
+from .threads import share_cores
+from .waiting import wait_until
+from .where import describe_stack
 
 PIECE = 1 << 30  # bytes of the largest single MPI message
 
@@ -166,7 +166,7 @@ class MpiRequest(Request):
             except MPI.Exception as error:
                 self.pieces = []
                 if error.Get_error_class() == MPI.ERR_TRUNCATE:
-                    raise ValueError(f"{self._describe()}: the message is longer than the receiving array") from None
+                    raise ValueError(f"{self._describe()}: {self._too_long()}") from None
                 raise
             del self.pieces[0]
             if self.status is not None:
@@ -183,6 +183,13 @@ class MpiRequest(Request):
         if self.staged is not None:
             backend.copy_into(self.array, self.staged)
             self.staged = None
+
+    def _too_long(self) -> str:
+        """Some MPIs say how long a message is that did not fit, others do not."""
+        assert self.status is not None
+        size = self.received + self.status.Get_count(MPI.BYTE)
+        has = f"{size} bytes" if size > self.array.nbytes else "more bytes"
+        return f"the message has {has}, the receiving array {self.array.nbytes}"
 
     def _describe(self) -> str:
         what = "receive from" if self.receiving else "send to"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minidist.comm.where import describe, describe_stack
+from .where import describe, describe_stack
 
 if TYPE_CHECKING:
-    from minidist.comm.mailbox import Mailboxes
-    from minidist.comm.simulated import Scheduler
+    from .mailbox import Mailboxes
+    from .simulated import Scheduler
 
 LONGEST = 20  # lines of a list that are printed; a thousand ranks would bury the message
 
@@ -18,14 +18,14 @@ class Deadlock(RuntimeError):
 
 
 class LostMessages(RuntimeError):
-    """All ranks have finished, but something was sent that nobody received, or a receive was never waited for."""
+    """All ranks have finished, but something was sent that nobody received, or a receive was never finished."""
 
 
 def deadlock_text(scheduler: Scheduler) -> str:
     """Who waits for whom: first the circle, if there is one, then the ranks that wait on top of it."""
     # 1. An edge per waiting rank, to the first rank it waits for (a split can wait for several).
-    waits = {rank.number: rank for rank in scheduler.ranks if rank.waiting is not None and not rank.finished}
-    target = {number: rank.waiting.waits_for()[0] for number, rank in waits.items() if rank.waiting is not None}
+    waits = {rank.number: wait for rank in scheduler.ranks if (wait := rank.waiting or rank.testing) is not None}
+    target = {number: wait.waits_for()[0] for number, wait in waits.items()}
 
     # 2. With one edge each, following them either runs into a circle or out to a rank that has finished.
     circle: list[int] = []
@@ -40,12 +40,12 @@ def deadlock_text(scheduler: Scheduler) -> str:
 
     # 3. In words.
     def line(number: int) -> str:
-        rank, to = waits[number], target[number]
-        assert rank.waiting is not None
+        rank, to = scheduler.ranks[number], target[number]
+        verb = "waits" if rank.waiting is not None else "tests in vain"
         whom = "itself" if to == number else f"rank {to}"
         ended = ", which has finished" if scheduler.ranks[to].finished else ""
         place = describe_stack(scheduler.stack_of(rank))
-        return f"  rank {number} waits for {whom}{ended}: {rank.waiting.describe()}\n    at {place}"
+        return f"  rank {number} {verb} for {whom}{ended}: {waits[number].describe()}\n    at {place}"
 
     others = [number for number in waits if number not in circle]
     text = ["no rank can go on"]
@@ -74,7 +74,7 @@ def lost_text(mailboxes: Mailboxes) -> str:
     if messages:
         text += [f"messages sent but never received: {len(messages)}", *_first_lines(messages)]
     if receives:
-        text += [f"receives started but never waited for: {len(receives)}", *_first_lines(receives)]
+        text += [f"receives started but never finished: {len(receives)}", *_first_lines(receives)]
     return "\n".join(text)
 
 

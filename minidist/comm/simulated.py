@@ -10,13 +10,14 @@ Time is virtual. It stands still, except that a wait given a timeout of its own 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minidist.comm.mailbox import Killed, Mailboxes, SimulatedCommunicator, Wait
-from minidist.comm.report import Deadlock, deadlock_text, lost_text, LostMessages
+from .mailbox import Killed, Mailboxes, SimulatedCommunicator, Wait
+from .report import Deadlock, LostMessages, deadlock_text, lost_text
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -81,7 +82,8 @@ class _Rank:
     def __init__(self, number: int):
         self.number = number
         self.greenlet: greenlet | None = None  # None: not started, or run by the process itself (see `alone`)
-        self.waiting: Wait | None = None  # what it waits for, or last tested in vain
+        self.waiting: Wait | None = None  # what it waits for; it cannot run until then
+        self.testing: Wait | None = None  # what it has tested in vain; it can run
         self.deadline: float | None = None  # virtual time at which it stops waiting
         self.timed_out = False
         self.finished = False
@@ -139,8 +141,9 @@ class Scheduler:
             except Killed:
                 pass
             except BaseException as error:
-                error.add_note(f"on simulated rank {rank.number} of {len(self.ranks)}")
-                self._failure = error
+                if not self.stopping:  # what a rank raises while it is being ended is not why
+                    error.add_note(f"on simulated rank {rank.number} of {len(self.ranks)}")
+                    self._failure = error
             rank.finished = True
             self._idle_tests = 0
 
@@ -175,8 +178,11 @@ class Scheduler:
         rank.waiting = wait
         rank.deadline = None if timeout is None else self.now + timeout
         if self._hub is None:
-            self._nobody_can_go_on()
-            self._ready.clear()
+            try:
+                self._nobody_can_go_on()  # raises Deadlock, or lets the timeout pass
+            finally:
+                rank.waiting = None
+                self._ready.clear()
         else:
             self._hub.switch()
         return not rank.timed_out
@@ -188,7 +194,7 @@ class Scheduler:
     def idle(self, number: int, wait: Wait) -> None:
         """Rank `number` tested a request that is not done: let others run."""
         rank = self.ranks[number]
-        rank.waiting = wait
+        rank.testing = wait
         self._idle_tests += 1
         self._livelock = self._idle_tests > IDLE_TESTS * len(self.ranks)
         if self._hub is None:
@@ -197,7 +203,7 @@ class Scheduler:
         else:
             self._ready.append(rank)
             self._hub.switch()
-        rank.waiting = None
+        rank.testing = None
 
     def progress(self) -> None:
         """Something was sent or received: those who test in vain have a reason to go on."""
@@ -222,6 +228,4 @@ class Scheduler:
 
     def stack_of(self, rank: _Rank) -> Any:
         """The innermost frame of a rank that is not running; of the caller for a rank alone."""
-        import sys
-
         return sys._getframe(1) if rank.greenlet is None else rank.greenlet.gr_frame

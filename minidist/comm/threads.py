@@ -16,7 +16,7 @@ def cores() -> int:
 
 def share_cores(ranks_on_host: int) -> None:
     """Limit BLAS to this rank's share of the cores, unless the user has set a number of threads."""
-    if any(name in os.environ for name in USER_CHOICES):
+    if any(os.environ.get(name) for name in USER_CHOICES):
         return
     from threadpoolctl import threadpool_limits
 

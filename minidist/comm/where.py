@@ -21,7 +21,7 @@ def here() -> Place:
 
 
 def describe(place: Place) -> str:
-    """"train.py:12 in step"; the file's path is relative where it lies under the working directory."""
+    """ "train.py:12 in step"; the file's path is relative where it lies under the working directory."""
     code, line = place
     path = code.co_filename
     folder = os.getcwd() + os.sep

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from functools import cache
 
-from minidist.comm.base import Communicator
-from minidist.comm.simulated import alone, current_world
+from .base import Communicator
+from .simulated import alone, current_world
 
 # How launchers tell a process that it is one of several: (its number, how many there are).
 LAUNCHERS = (
@@ -42,7 +42,7 @@ def _world_of_this_process() -> Communicator:
         return alone()
     rank, size = place
     try:
-        from minidist.comm.mpi import library, open_world
+        from .mpi import library, open_world
     except ImportError as error:
         _give_up(rank, f"started by mpirun, but mpi4py cannot be imported ({error}): pip install 'minidist[mpi]'")
     comm = open_world()

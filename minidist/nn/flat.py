@@ -55,7 +55,7 @@ class FlatBuffer:
         return all(p._flat is self and p.data is view for p, view in zip(self.parameters, self.views, strict=True))
 
     def check(self) -> None:
-        """Raise if a parameter lies elsewhere by now: in another optimizer's buffer, or in an array put in its place."""
+        """Raise if a parameter lies elsewhere by now: in another buffer, or in an array put in its place."""
         if self.holds():
             return
         if any(p._flat is not self for p in self.parameters):

@@ -138,13 +138,14 @@ class BatchNorm2d(Module):
     """Mean 0, variance 1 for each channel over the batch, then weight and bias.   x (N, num_features, H, W)
 
     running_mean, running_var  buffers (num_features): averages over batches, used in evaluation
+    momentum                   what the newest batch counts for in them; None: as much as each before it
     """
 
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
     ):
@@ -164,9 +165,12 @@ class BatchNorm2d(Module):
             raise ValueError(f"BatchNorm2d: input of shape {x.shape} has {x.ndim} dims, not 4 (N, C, H, W)")
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1 / max(int(self.num_batches_tracked), 1) if self.num_batches_tracked is not None else 0.0
         use_batch = self.training or self.running_mean is None
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, self.momentum, self.eps
+            x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, momentum, self.eps
         )
 
     def extra_repr(self) -> str:

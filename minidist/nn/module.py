@@ -205,11 +205,13 @@ class Module(ABC):
 
 
 class Sequential(Module):
-    """Modules one after another; each gets what the one before gave. Named "0", "1", …"""
+    """Modules one after another; each gets what the one before gave. Named "0", "1", …, or as in the one dict given"""
 
-    def __init__(self, *modules: Module):
-        for i, module in enumerate(modules):
-            setattr(self, str(i), module)
+    def __init__(self, *modules: Module | Mapping[str, Module]):
+        numbered = {str(i): module for i, module in enumerate(modules)}
+        named = modules[0] if len(modules) == 1 and isinstance(modules[0], Mapping) else numbered
+        for name, module in named.items():
+            setattr(self, name, module)
 
     def forward(self, x: Any) -> Any:
         for module in self.children():
@@ -220,8 +222,9 @@ class Sequential(Module):
         return len(list(self.children()))
 
     def __getitem__(self, index: int | slice) -> Any:
-        picked = list(self.children())[index]
-        return Sequential(*picked) if isinstance(picked, list) else picked
+        if isinstance(index, slice):
+            return Sequential(dict(list(self.named_children())[index]))  # under their names, as PyTorch has it
+        return list(self.children())[index]
 
     def __iter__(self) -> Iterator[Module]:
         return self.children()

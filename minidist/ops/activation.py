@@ -26,8 +26,13 @@ class Tanh(Function):
 def logistic(x: Array) -> Array:
     """σ(x) = 1 / (1 + exp(-x)), of an array. Below 0 it is exp(x) / (1 + exp(x)), so that exp never overflows."""
     xp = namespace(x)
-    e = xp.exp(-xp.abs(x))
-    return xp.maximum(e, x >= 0) / (1 + e)
+    e = xp.abs(x)
+    e *= -1
+    e = xp.exp(e)
+    y = xp.maximum(e, x >= 0)
+    e += 1
+    y /= e
+    return y
 
 
 class Sigmoid(Function):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from ..backend import Array, namespace
+from ..backend import Array, namespace, on_gpu
 from ..tensor import Function, Tensor
 from .common import same_dtype
 from .windows import Windows, images, pair
+
+PIECE = 256 * 1024  # elements of the columns that are made at a time
 
 
 class Conv2d(Function):
@@ -24,42 +26,54 @@ class Conv2d(Function):
     def forward(self, x: Array, w: Array, b: Array | None, windows: Windows, groups: int) -> Array:
         self.windows, self.groups = windows, groups
         self.save(x, w)
-        xp, n, channels = namespace(x), len(images(x)), w.shape[0]
-        y = xp.matmul(w.reshape(groups, channels // groups, -1), self.columns(x, w))
-        y = y.reshape(n, channels, *windows.count(*x.shape[-2:]))
+        xp, batch, weight = namespace(x), images(x), self.by_group(w)
+        size = windows.count(*x.shape[-2:])
+        y = xp.empty((len(batch), *weight.shape[:2], size[0] * size[1]), x.dtype)
+        for some in self.parts(batch, w):
+            xp.matmul(weight, self.columns(batch[some], w), out=y[some])
+        y = y.reshape(len(batch), w.shape[0], *size)
         if b is not None:
             y += b[:, None, None]
         return y if x.ndim == 4 else y[0]
 
+    def by_group(self, w: Array) -> Array:
+        """W, by groups: (groups, O/groups, C/groups * kh * kw)."""
+        return w.reshape(self.groups, w.shape[0] // self.groups, w[0].size)
+
     def columns(self, x: Array, w: Array) -> Array:
-        """X, by groups: (N, groups, C/groups * kh * kw, H' * W'). Made anew in backward: it is kh * kw times x's size."""
-        x = images(x)
-        height, width = x.shape[-2:]
-        view = self.windows.over(self.windows.padded(x), height, width)
+        """X, by groups: (N, groups, C/groups * kh * kw, H' * W'). Not kept for backward: it is kh * kw times x."""
+        view = self.windows.over(self.windows.padded(x), *x.shape[-2:])
         rows, columns = view.shape[-2:]
         return view.reshape(len(x), self.groups, w[0].size, rows * columns)
 
+    def parts(self, x: Array, w: Array) -> list[slice]:
+        """The batch in parts: on CPU of so few images that their columns stay in the cache, on a GPU one part."""
+        rows, columns = self.windows.count(*x.shape[-2:])
+        per_image = self.groups * w[0].size * rows * columns
+        step = len(x) if on_gpu(x) else PIECE // max(per_image, 1)
+        return [slice(start, start + max(step, 1)) for start in range(0, len(x), max(step, 1))]
+
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         x, w = self.saved
-        xp, windows, groups = namespace(dy), self.windows, self.groups
-        channels = w.shape[0]
+        xp, windows, batch, weight = namespace(dy), self.windows, images(x), self.by_group(w)
+        height, width = x.shape[-2:]
         dy = images(dy)
-        per_group = dy.reshape(len(dy), groups, channels // groups, dy.shape[2] * dy.shape[3])
-        dx = dw = db = None
-        if self.needs[0]:
-            dcolumns = xp.matmul(w.reshape(groups, channels // groups, -1).swapaxes(1, 2), per_group)
-            height, width = x.shape[-2:]
-            whole = windows.zeros(images(x).shape, like=dy)
-            view = windows.over(whole, height, width)
-            dcolumns = dcolumns.reshape(view.shape)
-            for i, j in windows.offsets():
-                view[:, :, i, j] += dcolumns[:, :, i, j]
-            dx = windows.inside(whole, height, width).reshape(x.shape)
-        if self.needs[1]:
-            dw = xp.matmul(per_group, self.columns(x, w).swapaxes(2, 3)).sum(axis=0).reshape(w.shape)
-        if self.needs[2]:
-            db = dy.sum(axis=(0, 2, 3))
-        return dx, dw, db
+        by_group = dy.reshape(len(dy), *weight.shape[:2], dy.shape[2] * dy.shape[3])
+        dx = windows.zeros(batch.shape, like=dy) if self.needs[0] else None
+        dw = xp.zeros_like(weight) if self.needs[1] else None
+        for some in self.parts(batch, w):
+            if dx is not None:
+                view = windows.over(dx[some], height, width)
+                dcolumns = xp.matmul(weight.swapaxes(1, 2), by_group[some]).reshape(view.shape)
+                for i, j in windows.offsets():
+                    view[:, :, i, j] += dcolumns[:, :, i, j]
+            if dw is not None:
+                dw += xp.matmul(by_group[some], self.columns(batch[some], w).swapaxes(2, 3)).sum(axis=0)
+        return (
+            None if dx is None else windows.inside(dx, height, width).reshape(x.shape),
+            None if dw is None else dw.reshape(w.shape),
+            dy.sum(axis=(0, 2, 3)) if self.needs[2] else None,
+        )
 
 
 def conv2d(

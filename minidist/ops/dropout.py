@@ -18,22 +18,24 @@ class Dropout(Function):
         return (dy * self.saved[0],)
 
 
+def _check(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: the probability p must lie between 0 and 1, not {p}")
+
+
 def dropout_mask(x: Array, p: float, shape: Shape, generator: backend.Generator | None = None) -> Array:
     """A mask of a given shape, of x's dtype and on its device: 0 with probability p, else 1 / (1 - p).
 
     The random numbers are drawn on the host (one seed, one result on every device); a GPU is sent a byte for each.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout: the probability p must lie between 0 and 1, not {p}")
+    _check(p)
     keep = (generator or backend.default_generator()).uniform(0, 1, shape) >= p
     mask = backend.to(keep, backend.device_of(x)).astype(x.dtype)
     mask *= 1 / (1 - p) if p < 1 else 0
     return mask
 
 
-def dropout(
-    input: Tensor, p: float = 0.5, training: bool = True, generator: backend.Generator | None = None
-) -> Tensor:
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: backend.Generator | None = None) -> Tensor:
     """Zero each element with probability p and divide the others by 1 - p, which keeps the expected sum.
 
     In evaluation (training=False) the result is the input itself.
@@ -42,6 +44,7 @@ def dropout(
     Errors      ValueError: p outside [0, 1]
     Source      Srivastava et al. 2014
     """
+    _check(p)
     if not training or p == 0:
         return input
     return Dropout.apply(input, mask=dropout_mask(input.data, p, input.shape, generator))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ..backend import Array, namespace, on_gpu
 from ..tensor import Function, Tensor
 from .common import as_tensor
@@ -27,11 +29,11 @@ class Embedding(Function):
         if on_gpu(dy):
             xp.add.at(dw, ids, rows)  # by atomic additions: their order, and so the last bit, may vary
         elif ids.size:
-            # Bring equal ids together and sum each run of rows at once: 2 to 14 times as fast as add.at, where ids recur.
+            # Bring equal ids together and sum each run of rows at once; up to 14 times as fast as add.at.
             order = ids.argsort(kind="stable")
             ids, rows = ids[order], rows[order]
             starts = [0, *(xp.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
-            for start, stop in zip(starts, starts[1:], strict=False):
+            for start, stop in pairwise(starts):
                 rows[start:stop].sum(axis=0, out=dw[ids[start]])
         if self.padding_idx is not None:
             dw[self.padding_idx] = 0
@@ -55,7 +57,7 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
     if padding_idx is not None and not -rows <= padding_idx < rows:
         raise ValueError(f"embedding: padding_idx {padding_idx} is outside the table of {rows} rows")
     ids = indices.data
-    if not on_gpu(ids) and ids.size and not (0 <= ids.min() and ids.max() < rows):
+    if not on_gpu(ids) and ids.size and not (ids.min() >= 0 and ids.max() < rows):
         bad = ids.min() if ids.min() < 0 else ids.max()
         raise IndexError(f"embedding: index {bad} is outside the table of {rows} rows")
     return Embedding.apply(indices, weight, padding_idx=padding_idx)

@@ -16,7 +16,10 @@ PIECE = 16 * 1024  # elements
 
 # float32: erf(x) = tanh(x * P(x²)). P was fitted by reweighted least squares to atanh(erf(x)) / x on 0 < x < 4.05;
 # at 4.5 the formula gives 1, as erf does in float32 from 4 on. Highest power first, here and below.
-P = (1.4189925825e-7, -5.6691171157e-6, 8.7640361912e-5, -6.1979073576e-4, -1.9182577625e-4, 0.10276905437, 1.12837927438)
+P = (
+    1.4189925825e-7, -5.6691171157e-6, 8.7640361912e-5, -6.1979073576e-4, -1.9182577625e-4, 0.10276905437,
+    1.12837927438,
+)  # fmt: skip
 
 # float64, Cody 1969: erf(x) = x * A(x²) / B(x²) below 15/32, and 1 - exp(-x²) * C(x) / D(x) above.
 A = (0.185777706184603153, 3.16112374387056560, 113.864154151050156, 377.485237685302021, 3209.37758913846947)

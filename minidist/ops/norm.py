@@ -1,4 +1,4 @@
-"""Normalisation: over the features of each sample (layer_norm, rms_norm), over the samples of each channel (batch_norm).
+"""Normalisation: over each sample's features (layer_norm, rms_norm), or over each channel's samples (batch_norm).
 
 Each is one fused op. All three have the same gradient at heart: with x̂ the normalised input and g = dy * weight,
 
@@ -24,6 +24,12 @@ def _row_dot(a: Array, b: Array) -> Array:
     return namespace(a).einsum("ij,ij->i", a, b)[:, None]
 
 
+def _row_mean(a: Array) -> Array:
+    """The mean of each row, as a column. A matrix product takes a third of the time of `mean`."""
+    n = a.shape[1]
+    return a @ namespace(a).full((n, 1), 1 / max(n, 1), a.dtype)
+
+
 class LayerNorm(Function):
     """y = x̂ * w + b, x̂ = (x - mean) / σ, σ = sqrt(var + eps), over the last dims, those of w.   x (..., n), w, b (n)
 
@@ -32,16 +38,16 @@ class LayerNorm(Function):
     """
 
     def forward(self, x: Array, w: Array | None, b: Array | None, shape: Shape, eps: float) -> Array:
-        n = math.prod(shape)
+        self.shape, n = shape, math.prod(shape)
         rows = wide(x).reshape(-1, n)
-        x_hat = rows - rows.mean(axis=1, keepdims=True)
+        x_hat = rows - _row_mean(rows)
         sigma = namespace(x).sqrt(_row_dot(x_hat, x_hat) / n + eps)
-        x_hat /= sigma
+        x_hat *= 1 / sigma
         self.save(x_hat, sigma, w)
         y = x_hat if w is None else x_hat * w.reshape(n)
         if b is not None:
-            y = y + b.reshape(n)
-        return y.reshape(x.shape).astype(x.dtype, copy=y is x_hat)
+            y = y + b.reshape(n) if w is None else namespace(x).add(y, b.reshape(n), out=y)
+        return y.reshape(x.shape).astype(x.dtype, copy=y is x_hat)  # never the saved array itself
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         x_hat, sigma, w = self.saved
@@ -51,13 +57,13 @@ class LayerNorm(Function):
             g = rows if w is None else rows * w.reshape(n)
             dx = x_hat * (_row_dot(g, x_hat) / -n)
             dx += g
-            dx -= g.mean(axis=1, keepdims=True)
-            dx /= sigma
+            dx -= _row_mean(g)
+            dx *= 1 / sigma
             dx = dx.reshape(dy.shape).astype(dy.dtype, copy=False)
         if self.needs[1]:
-            dw = namespace(dy).einsum("ij,ij->j", rows, x_hat).reshape(w.shape).astype(w.dtype, copy=False)
+            dw = namespace(dy).einsum("ij,ij->j", rows, x_hat).reshape(self.shape).astype(dy.dtype, copy=False)
         if self.needs[2]:
-            db = rows.sum(axis=0).reshape(self.inputs[2].shape).astype(dy.dtype, copy=False)
+            db = rows.sum(axis=0).reshape(self.shape).astype(dy.dtype, copy=False)
         return dx, dw, db
 
 
@@ -72,10 +78,10 @@ class RMSNorm(Function):
         n = math.prod(shape)
         rows = wide(x).reshape(-1, n)
         sigma = namespace(x).sqrt(_row_dot(rows, rows) / n + eps)
-        x_hat = rows / sigma
+        x_hat = rows * (1 / sigma)
         self.save(x_hat, sigma, w)
         y = x_hat if w is None else x_hat * w.reshape(n)
-        return y.reshape(x.shape).astype(x.dtype, copy=y is x_hat)
+        return y.reshape(x.shape).astype(x.dtype, copy=y is x_hat)  # never the saved array itself
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None]:
         x_hat, sigma, w = self.saved
@@ -85,11 +91,16 @@ class RMSNorm(Function):
             g = rows if w is None else rows * w.reshape(n)
             dx = x_hat * (_row_dot(g, x_hat) / -n)
             dx += g
-            dx /= sigma
+            dx *= 1 / sigma
             dx = dx.reshape(dy.shape).astype(dy.dtype, copy=False)
         if self.needs[1]:
-            dw = namespace(dy).einsum("ij,ij->j", rows, x_hat).reshape(w.shape).astype(w.dtype, copy=False)
+            dw = namespace(dy).einsum("ij,ij->j", rows, x_hat).reshape(w.shape).astype(dy.dtype, copy=False)
         return dx, dw
+
+
+def _by_channel(x: Array) -> Array:
+    """(N, C, ...) as (N, C, all the rest)."""
+    return wide(x).reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
 
 class BatchNorm(Function):
@@ -103,22 +114,21 @@ class BatchNorm(Function):
     def forward(
         self, x: Array, w: Array | None, b: Array | None, mean: Array, var: Array, eps: float, fixed: bool
     ) -> Array:
-        channels = x.shape[1]
         self.fixed = fixed
-        self.mean = mean.reshape(channels, 1)
-        self.sigma = namespace(x).sqrt(var.reshape(channels, 1) + eps)
+        self.mean = mean[:, None].copy()  # the running mean may have moved on by the time of backward
+        self.sigma = namespace(x).sqrt(var[:, None] + eps)
         self.save(x, w)
         # y = scale * x + shift, which takes two passes over x.
-        scale = (1 if w is None else w.reshape(channels, 1)) / self.sigma
-        shift = (0 if b is None else b.reshape(channels, 1)) - self.mean * scale
-        y = wide(x).reshape(len(x), channels, -1) * scale
+        scale = (1 if w is None else w[:, None]) / self.sigma
+        shift = (0 if b is None else b[:, None]) - self.mean * scale
+        y = _by_channel(x) * scale
         y += shift
         return y.reshape(x.shape).astype(x.dtype, copy=False)
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         x, w = self.saved
-        rows = wide(dy).reshape(len(x), x.shape[1], -1)
-        x_hat = (wide(x).reshape(rows.shape) - self.mean) / self.sigma
+        rows = _by_channel(dy)
+        x_hat = (_by_channel(x) - self.mean) / self.sigma
         db = rows.sum(axis=(0, 2))
         dw = (rows * x_hat).sum(axis=(0, 2))
         dx = None
@@ -217,7 +227,7 @@ def batch_norm(
         n = input.numel() // max(channels, 1)
         if n <= 1:
             raise ValueError(f"batch_norm: training needs more than 1 value per channel, input has shape {input.shape}")
-        x = wide(input.data).reshape(len(input), channels, -1)
+        x = _by_channel(input.data)
         mean = x.mean(axis=(0, 2))
         centred = x - mean[:, None]
         centred *= centred

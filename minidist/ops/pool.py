@@ -48,7 +48,10 @@ class MaxPool2d(Function):
 
 
 class AvgPool2d(Function):
-    """y = the mean of each window.   x (N, C, H, W) -> y (N, C, H', W').   dx = the sum of dy / count over its windows"""
+    """y = the mean of each window.   x (N, C, H, W) -> y (N, C, H', W')
+
+    dx = dy / count, summed over the windows an element lies in
+    """
 
     def forward(self, x: Array, windows: Windows, count_include_pad: bool) -> Array:
         self.windows, self.shape = windows, x.shape
@@ -82,7 +85,9 @@ class AvgPool2d(Function):
         return (windows.inside(whole, height, width).reshape(self.shape),)
 
 
-def _windows(name: str, input: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Windows:
+def _windows(
+    name: str, input: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
+) -> Windows:
     kernel = pair("kernel_size", kernel_size)
     pads = pair("padding", padding)
     spread = pair("dilation", dilation)

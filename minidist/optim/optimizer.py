@@ -112,7 +112,7 @@ class Optimizer(ABC):
         every = [p for g in self.param_groups for p in g["params"]]
         for p in every:
             if not isinstance(p, Parameter):
-                raise TypeError(f"an optimizer takes parameters, not {type(p).__name__}: make it an md.nn.Parameter")
+                raise TypeError(f"an optimizer takes parameters, not {type(p).__name__}: make it a Parameter")
         if len(set(every)) < len(every):
             raise ValueError("a parameter stands twice in an optimizer's list")
         for group in self.param_groups:
@@ -208,7 +208,8 @@ class Optimizer(ABC):
                     if value.shape != p.shape:
                         raise ValueError(f"load_state_dict: {name} of shape {value.shape} for a parameter {p.shape}")
                     scale = self.scale_of_state(name, part.group)
-                    array[start:stop] = value.reshape(-1) if scale == 1 else value.reshape(-1).astype(np.float64) / scale
+                    value = value.reshape(-1)
+                    array[start:stop] = value if scale == 1 else value.astype(np.float64) / scale
 
     def _check_whole(self, what: str) -> None:
         if any((part.start, part.stop) != (0, part.flat.size) for part in self.parts):

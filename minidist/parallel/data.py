@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from ..autograd import after_backward, is_grad_enabled
-from ..collectives import all_reduce, broadcast, reduce_scatter
+from ..collectives import ALGORITHMS, all_reduce, broadcast, reduce_scatter
 from ..comm import Communicator, Request
 from ..nn import Module
 from ..optim import Optimizer
 from ..tensor import Tensor
 from .sharded import ShardedOptimizer
 
-COUNT_TAG = 1000  # of the messages that carry sample counts
+COUNT_TAG, USED_TAG = 1000, 1001  # of the messages with sample counts, and with which parameters were used
 
 
 def data_parallel(
@@ -46,13 +46,18 @@ def data_parallel(
 
     zero       0: every rank keeps all of the optimizer's state and updates all parameters.
                1: each rank keeps and updates its own 1/P. backward leaves the averaged gradient of that part only.
-    algorithm  of all_reduce (with zero=0), see collectives.ALGORITHMS
+               Gradients can't add up over several backwards then: call zero_grad before each.
+    algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
     Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
-               `zero`, and P - 1 messages of 8 bytes
-    Errors     ValueError: another `zero`; a trained parameter that the optimizer does not have
+               `zero`; and to each other rank two messages, of 8 bytes and of a byte per parameter
+    Errors     ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have
     """
     if zero not in (0, 1):
         raise ValueError(f"zero={zero}: choose 0 (nothing sharded) or 1 (the optimizer's state)")
+    for operation in ("reduce_scatter", "all_gather") if zero else ("all_reduce",):
+        if algorithm not in ("auto", *ALGORITHMS[operation]):
+            choice = ", ".join(ALGORITHMS[operation])
+            raise ValueError(f"algorithm {algorithm!r}: {operation} has auto, {choice} (with zero={zero})")
     known = {p for part in optimizer.parts for p in part.flat.parameters}
     lost = [name for name, p in model.named_parameters() if p.requires_grad and p not in known]
     if lost:
@@ -61,10 +66,13 @@ def data_parallel(
     for part in optimizer.parts:
         broadcast(comm, part.flat.data)
         part.flat.changed()
+    for p in model.parameters():
+        if p not in known:  # frozen, and left out of the optimizer
+            broadcast(comm, p.data)
     for _, buffer in model.named_buffers():
         broadcast(comm, buffer.data)
     wrapped = DataParallel(model, optimizer, comm, zero, algorithm)
-    return wrapped, ShardedOptimizer(optimizer, comm) if zero else optimizer
+    return wrapped, ShardedOptimizer(optimizer, comm, algorithm) if zero else optimizer
 
 
 class DataParallel(Module):
@@ -74,7 +82,9 @@ class DataParallel(Module):
         self.module, self.optimizer, self.comm = module, optimizer, comm
         self.zero, self.algorithm = zero, algorithm
         self.samples = SampleCount(comm)
+        self.used = Exchange(comm, USED_TAG)
         self._waiting = False  # whether this backward will synchronise
+        self._scattered: dict[Tensor, Tensor] = {}  # the gradients that a reduce-scatter has left
         for p in module.parameters():
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._gradient_finished)
@@ -87,6 +97,11 @@ class DataParallel(Module):
 
     def _gradient_finished(self, parameter: Tensor) -> None:
         """The first finished gradient of a backward: synchronise when it has visited everything."""
+        if parameter.grad is self._scattered.get(parameter):
+            raise RuntimeError(
+                "backward adds to gradients of which, with zero=1, this rank has the average of a part only: call "
+                "optimizer.zero_grad() before each backward, or use zero=0 to add up gradients"
+            )
         if not self._waiting:
             self._waiting = True
             after_backward(self._synchronise)
@@ -95,6 +110,9 @@ class DataParallel(Module):
         """D.3(4): sum over ranks of (samples here / samples everywhere) * gradient here."""
         self._waiting = False
         here, everywhere = self.samples.take()
+        parameters = [p for part in self.optimizer.parts for p in part.flat.parameters]
+        used = np.array([p.grad is not None for p in parameters])
+        self.used.tell(used)
         for part in self.optimizer.parts:
             gradient = part.flat.gradient()
             if not here:
@@ -102,13 +120,15 @@ class DataParallel(Module):
             elif here < everywhere:
                 gradient *= here / everywhere
             if self.zero:
-                reduce_scatter(self.comm, gradient)
+                reduce_scatter(self.comm, gradient, algorithm=self.algorithm)
             else:
                 all_reduce(self.comm, gradient, algorithm=self.algorithm)
-            # A parameter that only other ranks used has its gradient now.
-            for p in part.flat.parameters:
-                if p.grad is None:
-                    p.grad = Tensor(p._grad_buffer)
+        # A parameter that only other ranks used has its gradient now. One that nobody used has none, as on one rank.
+        for p, anywhere in zip(parameters, np.logical_or.reduce([used, *self.used.take()]), strict=True):
+            if anywhere and p.grad is None:
+                p.grad = Tensor(p._grad_buffer)
+        if self.zero:
+            self._scattered = {p: p.grad for p in parameters if p.grad is not None}
 
     # The wrapper adds nothing to names: state goes to and from the model itself.
 
@@ -125,35 +145,49 @@ class DataParallel(Module):
         return self.module.named_buffers()
 
 
-class SampleCount:
-    """How many samples the ranks have taken in since the last synchronisation, here and everywhere.
+class Exchange:
+    """A small array that every rank tells every other: sent at once, awaited later, so that nobody waits for it."""
 
-    The counts are sent when forward begins and awaited when backward ends, so nobody waits for them.
-    """
-
-    def __init__(self, comm: Communicator):
-        self.comm = comm
-        self.here = 0
+    def __init__(self, comm: Communicator, tag: int):
+        self.comm, self.tag = comm, tag
         self.received: list[np.ndarray] = []
         self.pending: list[Request] = []
 
-    def add(self, n: int) -> None:
-        """Tell every other rank that n more samples are on their way through this rank's model."""
-        self.here += n
-        mine = np.array([n], np.int64)
+    def tell(self, mine: np.ndarray) -> None:
+        """Send to all other ranks, and prepare to receive as much from each."""
         for other in range(self.comm.size):
             if other != self.comm.rank:
-                theirs = np.empty(1, np.int64)
-                self.pending.append(self.comm.irecv(theirs, other, COUNT_TAG))
-                self.pending.append(self.comm.isend(mine, other, COUNT_TAG))
+                theirs = np.empty_like(mine)
+                self.pending.append(self.comm.irecv(theirs, other, self.tag))
+                self.pending.append(self.comm.isend(mine, other, self.tag))
                 self.received.append(theirs)
+
+    def take(self) -> list[np.ndarray]:
+        """All that the others have told since the last time."""
+        for request in self.pending:
+            request.wait()
+        received, self.received, self.pending = self.received, [], []
+        return received
+
+
+class SampleCount:
+    """How many samples the ranks have taken in since the last synchronisation, here and everywhere.
+
+    The counts are sent when forward begins and awaited when backward ends.
+    """
+
+    def __init__(self, comm: Communicator):
+        self.counts = Exchange(comm, COUNT_TAG)
+        self.here: int | None = None  # None: no forward so far
+
+    def add(self, n: int) -> None:
+        """Tell every other rank that n more samples are on their way through this rank's model."""
+        self.here = (self.here or 0) + n
+        self.counts.tell(np.array([n], np.int64))
 
     def take(self) -> tuple[int, int]:
         """(samples here, samples everywhere); counting begins anew."""
-        for request in self.pending:
-            request.wait()
-        here, everywhere = self.here, self.here + sum(int(n[0]) for n in self.received)
-        if not everywhere and not self.received and self.comm.size > 1:
+        if self.here is None:
             raise RuntimeError("backward without a forward through the model that data_parallel returned")
-        self.here, self.received, self.pending = 0, [], []
-        return here, everywhere
+        here, self.here = self.here, None
+        return here, here + sum(int(n[0]) for n in self.counts.take())

@@ -26,8 +26,8 @@ from ..optim import Optimizer
 class ShardedOptimizer:
     """An optimizer of which each rank keeps and applies 1/P. Made by `data_parallel(…, zero=1)`."""
 
-    def __init__(self, optimizer: Optimizer, comm: Communicator):
-        self.optimizer, self.comm = optimizer, comm
+    def __init__(self, optimizer: Optimizer, comm: Communicator, algorithm: str = "auto"):
+        self.optimizer, self.comm, self.algorithm = optimizer, comm, algorithm
         for part in optimizer.parts:
             mine = chunk_slice(part.flat.size, comm.size, comm.rank)
             part.shard(mine.start, mine.stop)
@@ -43,7 +43,7 @@ class ShardedOptimizer:
         """
         loss = self.optimizer.step(closure)
         for part in self.optimizer.parts:
-            all_gather(self.comm, part.flat.data)
+            all_gather(self.comm, part.flat.data, algorithm=self.algorithm)
         return loss
 
     def zero_grad(self) -> None:
