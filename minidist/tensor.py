@@ -351,7 +351,7 @@ class Function(ABC):
         for version, saved_at in self.versions:
             if version[0] != saved_at:
                 raise RuntimeError(
-                    f"backward of {type(self).__name__}: an array it saved was changed in place after the forward (now at "
+                    f"backward of {type(self).__name__}: an array it saved was changed in place since (now at "
                     f"version {version[0]}, saved at {saved_at}): change a copy (x.clone()), or do it after backward"
                 )
 

@@ -220,11 +220,14 @@ PADDING = np.arange(S) >= np.array([[4], [2], [1]])  # how many keys each sample
 MISMATCHED = pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")
 
 
-@pytest.mark.parametrize("padded", [False, True])
+PADDINGS = {"none": None, "bool": PADDING, "float": np.where(PADDING, np.float32(-2), np.float32(0.5))}
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("mask", MASKS)
 @MISMATCHED
-def test_attention_is_pytorchs_under_every_mask(torch: Any, mask: str, padded: bool) -> None:
-    masks = {"attn_mask": MASKS[mask], "key_padding_mask": PADDING if padded else None}
+def test_attention_is_pytorchs_under_every_mask(torch: Any, mask: str, padding: str) -> None:
+    masks = {"attn_mask": MASKS[mask], "key_padding_mask": PADDINGS[padding]}
     inputs = [random(L, N, E), random(S, N, E, seed=1), random(S, N, E, seed=2)]
     for batch_first, bias in itertools.product([False, True], [False, True]):
         pair = attention_pair(torch, batch_first=batch_first, bias=bias)

@@ -30,19 +30,30 @@ OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SG
 def main(argv: list[str] | None = None) -> None:
     comm = md.comm.world()
     args = parse(argv, comm)
+    problem = ""
     try:
         device = backend.choose(args.device, comm.split_by_host()[0].rank)
         backend.use(device)
         train, test = (md.data.read_mnist(split, args.data) for split in ("train", "test"))
         initial = md.checkpoint.load(args.load) if args.load else None
         model = build(args, train, test, device, initial)
-    except (OSError, ValueError, KeyError, backend.DeviceError) as error:
-        md.comm.refuse(comm, f"mnist: {error.args[0] if isinstance(error, KeyError) else error}")
+    except (OSError, ValueError, backend.DeviceError) as error:
+        problem = f"mnist: rank {comm.rank}: {error}" if comm.rank else f"mnist: {error}"
+    refuse_if_any(comm, problem)
     result = fit(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
         md.checkpoint.save(args.save, model.state_dict())
     if args.json and comm.rank == 0:
         write_json(args.json, result)
+
+
+def refuse_if_any(comm: Communicator, problem: str) -> None:
+    """End all ranks if one has a problem (its host lacks the data, say), by the message of the lowest that has one."""
+    first = int(md.collectives.all_reduce(comm, np.array([comm.rank if problem else comm.size]), "min")[0])
+    if first < comm.size:
+        led_by_first = comm.split(0, key=(comm.rank - first) % comm.size)
+        assert led_by_first is not None
+        md.comm.refuse(led_by_first, problem)
 
 
 def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial: Any) -> md.nn.Module:
@@ -54,10 +65,13 @@ def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial:
     # D.3(1) Initialise the parameters: every rank draws the same ones (and data_parallel makes sure of it).
     model = md.nn.Sequential(
         md.nn.Linear(train[0].shape[1], args.hidden), md.nn.ReLU(), md.nn.Linear(args.hidden, classes)
-    )
+    ).to(device, args.dtype)
     if initial is not None:
-        model.load_state_dict(initial)
-    return model.to(device, args.dtype)
+        try:
+            model.load_state_dict(initial)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"cannot load {args.load}: {error.args[0]}") from None
+    return model
 
 
 def fit(
@@ -204,6 +218,8 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         path = getattr(args, name)
         if path and path != "-" and not Path(path).absolute().parent.is_dir():
             parser.error(f"--{name} {path}: there is no folder {Path(path).absolute().parent}")
+        if path and Path(path).is_dir():
+            parser.error(f"--{name} {path}: this is a folder")
     return args
 
 

@@ -58,10 +58,10 @@ class MultiHeadAttention(Module):
         """
         # 1. To (N, L, E), whatever came in.
         batched = query.ndim == 3
-        if not batched:
-            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
-        elif not self.batch_first:
-            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        if not (batched and self.batch_first):
+            # Once for each tensor, so that one which is query, key and value in one stays one.
+            turned = {t: t.transpose(0, 1) if batched else t.unsqueeze(0) for t in dict.fromkeys((query, key, value))}
+            query, key, value = turned[query], turned[key], turned[value]
         n, length, e = query.shape
         if key.shape[:2] != value.shape[:2] or key.shape[0] != n or e != self.embed_dim:
             raise ValueError(f"MultiHeadAttention: query {query.shape}, key {key.shape}, value {value.shape}")

@@ -19,13 +19,13 @@ import numpy as np
 
 from ..autograd import after_backward, is_grad_enabled
 from ..collectives import ALGORITHMS, all_reduce, broadcast, reduce_scatter
-from ..comm import Communicator, Request
+from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer
 from ..tensor import Tensor
 from .sharded import ShardedOptimizer
 
-COUNT_TAG, USED_TAG = 1000, 1001  # of the messages with sample counts, and with which parameters were used
+EXCHANGE_TAG = 1000
 
 
 def data_parallel(
@@ -49,7 +49,7 @@ def data_parallel(
                Gradients can't add up over several backwards then: call zero_grad before each.
     algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
     Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
-               `zero`; and to each other rank two messages, of 8 bytes and of a byte per parameter
+               `zero`; and to each other rank a message of 8 bytes and 8 more a parameter tensor
     Errors     ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have
     """
     if zero not in (0, 1):
@@ -81,8 +81,7 @@ class DataParallel(Module):
     def __init__(self, module: Module, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str):
         self.module, self.optimizer, self.comm = module, optimizer, comm
         self.zero, self.algorithm = zero, algorithm
-        self.samples = SampleCount(comm)
-        self.used = Exchange(comm, USED_TAG)
+        self.samples: int | None = None  # taken in by forward since the last synchronisation
         self._waiting = False  # whether this backward will synchronise
         self._scattered: dict[Tensor, Tensor] = {}  # the gradients that a reduce-scatter has left
         for p in module.parameters():
@@ -92,7 +91,7 @@ class DataParallel(Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """D.3(3): this rank's share of the batch, through its own copy of the model."""
         if is_grad_enabled():
-            self.samples.add(len(args[0]))
+            self.samples = (self.samples or 0) + len(args[0])
         return self.module(*args, **kwargs)
 
     def _gradient_finished(self, parameter: Tensor) -> None:
@@ -107,24 +106,29 @@ class DataParallel(Module):
             after_backward(self._synchronise)
 
     def _synchronise(self) -> None:
-        """D.3(4): sum over ranks of (samples here / samples everywhere) * gradient here."""
+        """D.3(4): the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
         self._waiting = False
-        here, everywhere = self.samples.take()
+        if self.samples is None:
+            raise RuntimeError("backward without a forward through the model that data_parallel returned")
+        # 1. Tell one another how many samples were taken in, and which parameters were used.
         parameters = [p for part in self.optimizer.parts for p in part.flat.parameters]
-        used = np.array([p.grad is not None for p in parameters])
-        self.used.tell(used)
+        mine = [self.samples, *(p.grad is not None for p in parameters)]
+        here, self.samples = self.samples, None
+        told = exchange(self.comm, np.array(mine, np.int64))
+        counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
+        # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
+        #    weighted before. From an empty share may come anything, nan too.
+        equal = bool((counts == counts[0]).all())
         for part in self.optimizer.parts:
             gradient = part.flat.gradient()
             if not here:
-                gradient.fill(0)  # from an empty share may come anything, nan too
-            elif here < everywhere:
-                gradient *= here / everywhere
-            if self.zero:
-                reduce_scatter(self.comm, gradient, algorithm=self.algorithm)
-            else:
-                all_reduce(self.comm, gradient, algorithm=self.algorithm)
-        # A parameter that only other ranks used has its gradient now. One that nobody used has none, as on one rank.
-        for p, anywhere in zip(parameters, np.logical_or.reduce([used, *self.used.take()]), strict=True):
+                gradient.fill(0)
+            elif not equal:
+                gradient *= here / int(counts.sum())
+            reduce = reduce_scatter if self.zero else all_reduce
+            reduce(self.comm, gradient, "mean" if equal else "sum", algorithm=self.algorithm)
+        # 3. A parameter that only other ranks used has a gradient now. One that nobody used has none, as on one rank.
+        for p, anywhere in zip(parameters, used, strict=True):
             if anywhere and p.grad is None:
                 p.grad = Tensor(p._grad_buffer)
         if self.zero:
@@ -145,49 +149,17 @@ class DataParallel(Module):
         return self.module.named_buffers()
 
 
-class Exchange:
-    """A small array that every rank tells every other: sent at once, awaited later, so that nobody waits for it."""
+def exchange(comm: Communicator, mine: np.ndarray) -> np.ndarray:
+    """What every rank brings, as rows in the order of ranks. For small arrays: each goes straight to everybody.
 
-    def __init__(self, comm: Communicator, tag: int):
-        self.comm, self.tag = comm, tag
-        self.received: list[np.ndarray] = []
-        self.pending: list[Request] = []
-
-    def tell(self, mine: np.ndarray) -> None:
-        """Send to all other ranks, and prepare to receive as much from each."""
-        for other in range(self.comm.size):
-            if other != self.comm.rank:
-                theirs = np.empty_like(mine)
-                self.pending.append(self.comm.irecv(theirs, other, self.tag))
-                self.pending.append(self.comm.isend(mine, other, self.tag))
-                self.received.append(theirs)
-
-    def take(self) -> list[np.ndarray]:
-        """All that the others have told since the last time."""
-        for request in self.pending:
-            request.wait()
-        received, self.received, self.pending = self.received, [], []
-        return received
-
-
-class SampleCount:
-    """How many samples the ranks have taken in since the last synchronisation, here and everywhere.
-
-    The counts are sent when forward begins and awaited when backward ends.
+    Shapes  mine (n,), equal on all ranks -> (P, n)
+    Cost    P - 1 messages of n elements sent per rank, all at once
     """
-
-    def __init__(self, comm: Communicator):
-        self.counts = Exchange(comm, COUNT_TAG)
-        self.here: int | None = None  # None: no forward so far
-
-    def add(self, n: int) -> None:
-        """Tell every other rank that n more samples are on their way through this rank's model."""
-        self.here = (self.here or 0) + n
-        self.counts.tell(np.array([n], np.int64))
-
-    def take(self) -> tuple[int, int]:
-        """(samples here, samples everywhere); counting begins anew."""
-        if self.here is None:
-            raise RuntimeError("backward without a forward through the model that data_parallel returned")
-        here, self.here = self.here, None
-        return here, here + sum(int(n[0]) for n in self.counts.take())
+    rows = np.empty((comm.size, *mine.shape), mine.dtype)
+    rows[comm.rank] = mine
+    others = [rank for rank in range(comm.size) if rank != comm.rank]
+    pending = [comm.irecv(rows[rank], rank, EXCHANGE_TAG) for rank in others]
+    pending += [comm.isend(rows[comm.rank], rank, EXCHANGE_TAG) for rank in others]
+    for request in pending:
+        request.wait()
+    return rows
