@@ -32,7 +32,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 BATCH, WARM_UP, BATCHES = 128, 30, 40
 
 
@@ -151,7 +151,7 @@ def spread(values: list[float], form: str) -> str:
 
 
 def autograd_overhead() -> list[str]:
-    """The cost of one small recorded operation, forward and backward: tensors of 8 elements, chains of 200 operations."""
+    """The cost of one small recorded operation: tensors of 8 elements, chains of 200 operations."""
     import numpy as np
     import torch
 
@@ -199,7 +199,8 @@ def main() -> None:
         return
 
     lines = [machine(), f"{args.repeats} repeats of {args.steps} steps; median (range)", ""]
-    lines.append(f"{'ranks':>5}  {'contender':<26}{'samples/s':<32}{'against PyTorch':<24}{'start-up s':<12}peak MB/rank")
+    columns = f"{'samples/s':<32}{'against PyTorch':<24}{'start-up s':<12}peak MB/rank"
+    lines.append(f"{'ranks':>5}  {'contender':<26}{columns}")
     print("\n".join(lines), flush=True)
     for ranks in args.ranks:
         contenders = ["minidist:0", *["minidist:1"] * (ranks > 1), "pytorch"]

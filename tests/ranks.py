@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -59,16 +60,10 @@ def _choices(sizes: tuple[int, ...]) -> list[Ranks]:
     return [SimulatedRanks(size, seed) for size in sizes for seed in (SEEDS if size > 1 else SEEDS[:1])]
 
 
-class Ranks:
-    """A way of running a body on some ranks; what pytest passes as `comm`, until the body gets the real one."""
-
-    def run(self, body: Body, arguments: dict[str, Any]) -> None:
-        """Call body(comm=..., **arguments) on every rank."""
-        raise AssertionError("see the two kinds below")
-
-
 @dataclass(frozen=True)
-class SimulatedRanks(Ranks):
+class SimulatedRanks:
+    """A way of running a body on some ranks: what pytest passes as `comm`, until the body gets the real one."""
+
     size: int
     seed: int
 
@@ -76,17 +71,21 @@ class SimulatedRanks(Ranks):
         return f"{self.size}-ranks-seed-{self.seed}"
 
     def run(self, body: Body, arguments: dict[str, Any]) -> None:
+        """Call body(comm=..., **arguments) on every rank."""
         simulate(lambda comm: body(comm=comm, **arguments), self.size, seed=self.seed)
 
 
 @dataclass(frozen=True)
-class RealRanks(Ranks):
+class RealRanks:
+    """The other way, under mpirun."""
+
     size: int
 
     def __str__(self) -> str:
         return f"{self.size}-ranks"
 
     def run(self, body: Body, arguments: dict[str, Any]) -> None:
+        """Call body(comm=..., **arguments) on the first ranks of the world; every rank must call this."""
         # 1. Ranks of this size run the body; the others of the world only take part in step 2.
         comm = _group(self.size)
         error: BaseException | None = None
@@ -97,12 +96,19 @@ class RealRanks(Ranks):
                 error = caught
         # 2. All agree on how it went.
         story = _first_failure("" if error is None else "".join(traceback.format_exception(error)))
+        if "UnsatisfiedAssumption" in story:
+            hypothesis.reject()
+        if "Skipped: " in story:
+            pytest.skip(story.rpartition("Skipped: ")[2])
         if story:
             _group.cache_clear()  # messages of the failed test may still be under way in the old group
         if error is not None and not isinstance(error, TimeoutError):
             raise error
         if story:
             pytest.fail(f"it failed on another rank:\n{story}", pytrace=False)
+
+
+Ranks = SimulatedRanks | RealRanks
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from ranks import on_ranks
@@ -265,3 +265,13 @@ def test_refuse_ends_all_ranks_with_one_line(capsys):
         simulate(refuse, 4, "3 stages do not fit 4 ranks", 5)
     assert ended.value.code == 5
     assert capsys.readouterr().err == "3 stages do not fit 4 ranks\n"
+
+
+# -- the harness itself -------------------------------------------------------------------------------------------
+
+
+@given(number=st.integers(0, 9))
+@on_ranks(3)
+def test_assume_works_on_ranks(comm, number):
+    assume(number % 2 == 0)
+    assert number in (0, 2, 4, 6, 8)

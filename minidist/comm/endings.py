@@ -12,6 +12,7 @@ MPI alone lets a rank leave while the others wait for it for ever. What happens 
     sys.exit with an error on one     if the others have not said goodbye PATIENCE seconds later, it prints where it
     rank, the others work on          called sys.exit and aborts the job with its code
 
+(`raise SystemExit` by hand cannot be told from the end of the program; sys.exit can.)
 What the ranks tell one another are notes of two int64 (kind, sender) on a communicator of their own.
 """
 
@@ -168,6 +169,7 @@ class Endings:
         """Leave when everyone leaves; see the module's table."""
         if os.getpid() != self.process or self.mpi.Is_finalized():
             return
+        sys.stdout.flush()
         self._tell(range(self.size), EXITED if _Exit.stack else ENDED)
         start = time.monotonic()
         while len(self.ended) < self.size - 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ..backend import Array, copy_into
 from .base import Communicator, Request, default_timeout
-from .where import Place, here
+from .where import Place, here, shortened
 
 if TYPE_CHECKING:
     from .simulated import Scheduler
@@ -111,7 +111,6 @@ class Receive(Request):
 
     def test(self) -> bool:
         if self.message is None and not self.done:
-            self.comm.check_running()
             self.comm.scheduler.idle(self.comm.world_rank, self)
         if self.message is not None and not self.done:
             self._finish()
@@ -174,15 +173,10 @@ class SimulatedCommunicator(Communicator):
 
     def group(self) -> str:
         """Words that tell a communicator made by `split` from the world."""
-        return "" if self.context == 0 else f" in a group of {self.size} (world ranks {_shortened(self.members)})"
-
-    def check_running(self) -> None:
-        """A rank that communicates while it is being ended (in a `finally`, say) goes no further."""
-        if self.scheduler.stopping:
-            raise Killed
+        return "" if self.context == 0 else f" in a group of {self.size} (world ranks {shortened(self.members)})"
 
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
-        self.check_running()
+        self.scheduler.check_running()
         scheduler, me, receiver = self.scheduler, self.world_rank, self.members[dest]
         mailboxes = scheduler.mailboxes
         message = (array.copy(), here())
@@ -201,7 +195,7 @@ class SimulatedCommunicator(Communicator):
         return _SENT
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        self.check_running()
+        self.scheduler.check_running()
         mailboxes = self.scheduler.mailboxes
         receive = Receive(self, array, source, tag)
         mailboxes.open_receives[self.world_rank][receive] = None
@@ -213,7 +207,7 @@ class SimulatedCommunicator(Communicator):
         return receive
 
     def _split(self, color: int | None, key: int) -> Communicator | None:
-        self.check_running()
+        self.scheduler.check_running()
         scheduler, mailboxes = self.scheduler, self.scheduler.mailboxes
         # 1. Say what we want, and wait until every rank has.
         self._splits += 1
@@ -245,9 +239,3 @@ class SimulatedCommunicator(Communicator):
 
     def abort(self, code: int = 1) -> NoReturn:
         raise SystemExit(code)
-
-
-def _shortened(numbers: Sequence[int]) -> str:
-    """ "0, 2, 4", or the first few and an ellipsis."""
-    text = ", ".join(map(str, numbers[:8]))
-    return text if len(numbers) <= 8 else text + ", ..."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ from .base import Communicator, Request, default_timeout
 from .endings import Endings
 from .threads import share_cores
 from .waiting import wait_until
-from .where import describe_stack
+from .where import describe_stack, shortened
 
 PIECE = 1 << 30  # bytes of the largest single MPI message
 
@@ -113,11 +114,11 @@ class MpiCommunicator(Communicator):
     def abort(self, code: int = 1) -> NoReturn:
         self.endings.abort(code)
 
-    def wait_for(self, test: Any, peers: list[int], timeout: float, what: str) -> None:
+    def wait_for(self, test: Callable[[], bool], peers: list[int], timeout: float, what: str) -> None:
         """Wait for `test()`, which depends on the world ranks `peers`; `what` names the operation if it fails."""
 
         def who() -> str:
-            whom = f"rank {peers[0]}" if len(peers) == 1 else f"any of ranks {peers}"
+            whom = f"rank {peers[0]}" if len(peers) == 1 else f"one of ranks {shortened(peers)}"
             return f"{whom}: {what}, at {describe_stack(sys._getframe(1))}"
 
         if not wait_until(test, timeout, lambda: self.endings.check(peers, test, who)):
@@ -145,7 +146,7 @@ class MpiRequest(Request):
         self.comm = comm
         self.pieces = pieces  # those not finished
         self.array = array  # also keeps its memory alive while MPI uses it
-        self.staged = staged  # host memory that is to be copied into a GPU array when all has arrived
+        self.staged = staged  # host memory in which a GPU's array travels
         self.peer = peer
         self.tag = tag
         self.receiving = receiving

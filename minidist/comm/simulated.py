@@ -172,8 +172,14 @@ class Scheduler:
             self._ready.append(self.ranks[number])
             self._hub.switch()
 
+    def check_running(self) -> None:
+        """A rank that communicates while it is being ended (in a `finally`, say) goes no further."""
+        if self.stopping:
+            raise Killed
+
     def block(self, number: int, wait: Wait, timeout: float | None) -> bool:
         """Give way until `wake(number)`; False if `timeout` virtual seconds passed instead."""
+        self.check_running()
         rank = self.ranks[number]
         rank.waiting = wait
         rank.deadline = None if timeout is None else self.now + timeout
@@ -193,6 +199,7 @@ class Scheduler:
 
     def idle(self, number: int, wait: Wait) -> None:
         """Rank `number` tested a request that is not done: let others run."""
+        self.check_running()
         rank = self.ranks[number]
         rank.testing = wait
         self._idle_tests += 1

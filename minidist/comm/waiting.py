@@ -1,11 +1,16 @@
 """How a rank waits over MPI: a loop in Python around a non-blocking test, so that signals and deadlines are seen.
 
-Measured on two cores, ring all-reduce of 814,090 float32 by 4 ranks with 12 ms of matmul between (MPICH 5.0; whole
-step, median of 6): MPI's own blocking wait 14.9 ms; test and sched_yield 15.4; the rule below 15.4; sleeping 50 us
-from the start 17.4; pure spinning 56. By 2 ranks all but pure sleeping agree (6.8 ms).
-Yielding is not free for the others: the kernel counts a yielding rank as busy, so three ranks that yield for long
-took half of the fourth's core (matmul 0.93 s instead of 0.47 s; among eight ranks 1.9 s). Sleepers cost it nothing.
-Hence: yield while an answer is likely any moment, then sleep for a small part of the time already waited.
+The rule: test a few times, then give way; at first by yielding the core, after a millisecond by sleeping for a small
+part of the time already waited. Measured on two cores with MPICH 5.0 (medians, ms); a step is 12 ms of matmul and a
+ring all-reduce of 814,090 float32 by 4 ranks, MPI's own is MPI_Allreduce in place:
+
+    4 ranks, a step                     this rule 15.2, MPI's own 15.2; yielding only 15.0, sleeping only 17.4,
+                                        neither 56 (who spins keeps the core from the one it waits for)
+    with a busy process on each core    yielding for 0.2 ms 28, for 1 ms 33, only yielding 32; MPI's own 26
+    three ranks wait long for a fourth  its matmul takes 0.93 s if they yield (the kernel counts them as busy), 0.47 s
+                                        if they sleep
+    where MPI may not read another      the ring alone, by 16 tests a turn 3.5, by one test 18, MPI's own 3.7: messages
+    process's memory (no CMA)           then go through small cells, and a test moves one
 """
 
 from __future__ import annotations
@@ -14,8 +19,9 @@ import os
 import time
 from collections.abc import Callable
 
-YIELD_SECONDS = 1e-3  # for so long, give up the core between tests, but ask for it back at once
-SLEEP_PART = 1 / 50  # afterwards sleep for this part of the time waited so far ...
+TESTS = 16  # tests in a turn
+YIELD_SECONDS = 1e-3  # for so long, give up the core between turns, but ask for it back at once
+SLEEP_PART = 1 / 50  # afterwards sleep between turns for this part of the time waited so far ...
 LONGEST_SLEEP = 1e-3  # ... but no longer than this many seconds
 WATCH_SECONDS = 0.2  # how often `watch` is called
 
@@ -31,7 +37,10 @@ def wait_until(test: Callable[[], bool], timeout: float, watch: Callable[[], Non
     """Wait until `test()` is true; False after `timeout` seconds. Calls `watch` now and then; it may raise."""
     start = time.monotonic()
     next_watch = WATCH_SECONDS
-    while not test():
+    while True:
+        for _ in range(TESTS):
+            if test():
+                return True
         waited = time.monotonic() - start
         if waited < YIELD_SECONDS:
             _give_way()
@@ -42,4 +51,3 @@ def wait_until(test: Callable[[], bool], timeout: float, watch: Callable[[], Non
             next_watch = waited + WATCH_SECONDS
         if waited >= timeout:
             return False
-    return True

@@ -1,9 +1,10 @@
-"""Lines of the user's code, for messages that say where something happened."""
+"""Lines of the user's code and lists of ranks, in words, for messages that say what happened where."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from types import CodeType, FrameType
 
 _COMM = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -44,3 +45,9 @@ def _first_outside(folder: str, frame: FrameType | None) -> FrameType | None:
     while frame is not None and frame.f_code.co_filename.startswith(folder):
         frame = frame.f_back
     return frame
+
+
+def shortened(ranks: Sequence[int]) -> str:
+    """ "0, 2, 4", or the first few and an ellipsis."""
+    text = ", ".join(map(str, ranks[:8]))
+    return text if len(ranks) <= 8 else text + ", ..."

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -166,7 +167,8 @@ def evaluate(model: md.nn.Module, loader: md.data.Loader, comm: Communicator) ->
 
 
 def write_json(path: str, result: dict[str, Any]) -> None:
-    line = json.dumps(result)
+    """One JSON object on one line; a loss that is not a number any more is null there."""
+    line = json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()})
     if path == "-":
         print(line, flush=True)
     else:

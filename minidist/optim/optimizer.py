@@ -20,7 +20,7 @@ from ..nn.flat import FlatBuffer, flatten
 from ..nn.module import Parameter
 from ..tensor import Tensor, plain
 
-PIECE = 32 * 1024
+PIECE = 48 * 1024
 
 Group = dict[str, Any]
 
