@@ -364,9 +364,9 @@ def test_nothing_is_left_of_a_simulation():
         comm.recv(one(), 1)
 
     gc.collect()
-    before = sum(isinstance(thing, greenlet) for thing in gc.get_objects())
+    before = sum(type(thing) is greenlet for thing in gc.get_objects())
     for ending in (program, lambda comm: comm.recv(one(), comm.rank), lambda comm: None):
         with contextlib.suppress(Mistake, Deadlock):
             simulate(ending, 50)
     gc.collect()
-    assert sum(isinstance(thing, greenlet) for thing in gc.get_objects()) <= before
+    assert sum(type(thing) is greenlet for thing in gc.get_objects()) <= before

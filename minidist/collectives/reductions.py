@@ -31,5 +31,5 @@ def combiner(op: str, array: Array) -> Combine:
 
 def finish(op: str, array: Array, ranks: int) -> None:
     """Turn the combined values of all `ranks` into the result, in place: a mean is a sum, divided."""
-    if op == "mean":
-        array /= ranks
+    if op == "mean" and ranks > 1:
+        array *= 1 / ranks  # half the time of a division
