@@ -8,7 +8,7 @@ from typing import Any
 
 from ..backend import Array, namespace
 from ..nn.module import Parameter
-from .optimizer import Group, Optimizer
+from .optimizer import Group, Optimizer, flush_subnormals
 
 
 class Adam(Optimizer):
@@ -64,6 +64,8 @@ class Adam(Optimizer):
         xp.multiply(g, g, out=t)
         xp.multiply(v, beta2, out=v)
         xp.add(v, t, out=v)
+        flush_subnormals(m, beta1, step, t)
+        flush_subnormals(v, beta2, step, t)
         # √v' = √V / root; so p -= lr m' / (√v' + eps) = (lr (1 - β1) / (1 - β1^k) root) M / (√V + eps root).
         root = math.sqrt((1 - beta2**step) / (1 - beta2))
         xp.sqrt(v, out=t)

@@ -2,11 +2,13 @@
 
 An update reads and writes several arrays of the model's size, several times each. Done on whole arrays every pass goes
 to main memory and back; done on pieces of PIECE elements the passes find them in the processor's cache. (Measured with
-Adam on 814,090 float32: whole arrays 1.85 ms, pieces of 32 Ki 1.03 ms, of 4 Ki 1.56 ms, where calls cost most.)
+Adam on 814,090 float32 with 2 MiB of L2: whole arrays 1.85 ms, pieces of 48 Ki 1.10, of 32 Ki 1.16, of 4 Ki 1.6, where
+calls cost most.)
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -23,6 +25,21 @@ from ..tensor import Tensor, plain
 PIECE = 48 * 1024
 
 Group = dict[str, Any]
+
+
+def flush_subnormals(average: Array, decay: float, step: int, scratch: Array) -> None:
+    """Now and then, set the smallest numbers of a decaying average to 0, before they become subnormal.
+
+    Where no gradient comes any more an average shrinks by `decay` a step, and below 1.2e-38 (float32) processors
+    calculate many times slower, for ever: numbers that small decay no further. On MNIST that are 4 % of Adam's first
+    averages after six epochs, and without this its step takes 2.7 ms instead of 1.15 (PyTorch's: 2.0 instead of 0.7).
+    Numbers below 1e8 times the smallest normal one change no parameter; the others need ln(1e8) / -ln(decay) steps to
+    get there, and so often (175 steps for a decay of 0.9) they are swept out.
+    """
+    if 0 < decay < 1 and step % max(int(math.log(1e8) / -math.log(decay)), 1) == 0:
+        xp = backend.namespace(average)
+        xp.abs(average, out=scratch)
+        xp.multiply(average, scratch > 1e8 * np.finfo(average.dtype).tiny, out=average)
 
 
 Piece = tuple[Array, Array, dict[str, Array], Array, Array]  # parameters, gradients, state, and two scratch arrays

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import Array, namespace
 from ..nn.module import Parameter
-from .optimizer import Group, Optimizer
+from .optimizer import Group, Optimizer, flush_subnormals
 
 
 class SGD(Optimizer):
@@ -60,6 +60,7 @@ class SGD(Optimizer):
             else:
                 xp.multiply(v, momentum, out=v)
                 xp.add(v, xp.multiply(g, 1 - group["dampening"], out=u) if group["dampening"] else g, out=v)
+            flush_subnormals(v, momentum, step, u)
             if group["nesterov"]:
                 xp.multiply(v, momentum, out=u)
                 g = xp.add(g, u, out=t)
