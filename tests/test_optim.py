@@ -494,3 +494,65 @@ def test_clipping_nothing_and_the_infinite() -> None:
     with pytest.raises(RuntimeError, match="inf"):
         md.optim.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)
     assert_array_equal(p.grad.numpy(), [math.inf, 1])
+
+
+# -- subnormal numbers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Adam", {}),
+        ("Adam", {"betas": (0.5, 0.9)}),
+        ("AdamW", {"betas": (0.99, 0.99)}),
+        ("SGD", {"lr": 1e-3, "momentum": 0.9}),
+    ],
+)
+def test_averages_of_gradients_that_have_ceased_never_become_subnormal(name: str, options: dict[str, Any]) -> None:
+    (p,) = parameters([np.ones(50, np.float32)])
+    optimizer = getattr(md.optim, name)([p], **options)
+    first = np.random.default_rng(0).lognormal(-10, 8, 50).astype(np.float32)  # from 1e-12 to 1e3
+    tiny = np.finfo(np.float32).tiny
+    for step in range(4000):
+        backward([p], [first if step < 3 else np.zeros_like(first)])
+        optimizer.step()
+        optimizer.zero_grad()
+        for average in optimizer.parts[0].state.values():
+            assert not ((average != 0) & (np.abs(average) < tiny)).any(), f"step {step}"
+
+
+@pytest.mark.parametrize(("name", "options"), [("Adam", {}), ("SGD", {"lr": 1e-3, "momentum": 0.9})])
+def test_sweeping_out_what_is_tiny_changes_no_parameter(name: str, options: dict[str, Any], torch: Any) -> None:
+    start = np.random.default_rng(1).standard_normal(50)
+    (p,), q = parameters([start]), torch.nn.Parameter(torch.tensor(start))
+    ours, theirs = getattr(md.optim, name)([p], **options), getattr(torch.optim, name)([q], **options)
+    for step in range(600):
+        g = np.random.default_rng(step).standard_normal(50) * (0.1**step if step < 300 else 0)
+        backward([p], [g])
+        q.grad = torch.tensor(g)
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+    assert_allclose(p.numpy(), q.detach().numpy(), rtol=1e-10)
+
+
+def test_half_precision_averages_are_not_swept_out() -> None:
+    (p,) = parameters([np.ones(3, np.float16)])
+    optimizer = md.optim.SGD([p], lr=0.0, momentum=0.9)
+    for _ in range(180):
+        backward([p], [np.ones(3, np.float16)])
+        optimizer.step()
+        optimizer.zero_grad()
+        assert (optimizer.parts[0].state["momentum_buffer"] > 0).all()
+
+
+@pytest.mark.parametrize("owner", ["optimizer", "module"])
+def test_gradients_can_be_set_to_zero_and_not_to_none(owner: str) -> None:
+    layer = md.nn.Linear(2, 1)
+    optimizer = md.optim.SGD(layer.parameters(), lr=0.1)
+    layer(md.ones(1, 2)).sum().backward()
+    (optimizer if owner == "optimizer" else layer).zero_grad(set_to_none=False)
+    assert layer.weight.grad is not None
+    assert_array_equal(layer.weight.grad.numpy(), [[0, 0]])
+    layer(md.ones(1, 2)).sum().backward()
+    assert_array_equal(layer.weight.grad.numpy(), [[1, 1]])
