@@ -79,6 +79,8 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                 ]
             dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it
             dxs = (None,) * len(node.inputs) if dy is None else node.backward(dy)
+            if direct:
+                del node.into  # with retain_graph another backward decides anew
             for x, need, dx in zip(node.inputs, node.needs, dxs, strict=True):
                 if not need:
                     continue
@@ -92,8 +94,6 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                         _finish(x, gradients)
             if not retain_graph:
                 node.free()
-            elif direct:
-                del node.into  # another backward decides anew
         for callback in _callbacks.get() or ():
             callback()
     finally:
@@ -131,8 +131,9 @@ def _finish(leaf: Tensor, gradients: dict[Tensor | Function, Array]) -> None:
 
 
 def after_backward(callback: Callable[[], None]) -> None:
-    """From within a hook: call `callback` once the running backward has visited every node."""
+    """From a hook or a node: call `callback`, once, when the running backward has visited every node."""
     callbacks = _callbacks.get()
     if callbacks is None:
         raise RuntimeError("after_backward is for hooks: no backward is running")
-    callbacks.append(callback)
+    if callback not in callbacks:
+        callbacks.append(callback)

@@ -57,7 +57,9 @@ def namespace(array: Array) -> Any:
     """The module whose functions work on this array: numpy, or cupy for an array on a GPU."""
     if isinstance(array, np.ndarray | np.generic):
         return np
-    return cupy()
+    if on_gpu(array):
+        return sys.modules["cupy"]  # without cupy()'s checks, which every operation would repeat
+    raise TypeError(f"{type(array).__name__} is not an array of NumPy or CuPy")
 
 
 def is_array(value: object) -> bool:
@@ -102,6 +104,11 @@ def choose(device: str = "auto", host_rank: int = 0) -> str:
     if chosen >= count:
         raise DeviceError(f"device {device}: this machine has {count} GPU{'s' * (count > 1)}, numbered from 0")
     return f"cuda:{chosen}"
+
+
+def is_device(target: object) -> bool:
+    """Whether an argument of `to` names a device, as against a dtype."""
+    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
 
 
 def use(device: str) -> None:
@@ -214,14 +221,14 @@ class Generator:
 
     def uniform(self, low: float, high: float, shape: Shape, dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Uniform in [low, high)."""
-        drawn = self.numpy.random(shape, dtype=np.float64 if dtype == np.float64 else np.float32)
+        drawn = self.numpy.random(shape, dtype=np.float64 if np.dtype(dtype) == np.float64 else np.float32)
         drawn *= high - low
         drawn += low
         return asarray(drawn, dtype, device)
 
     def normal(self, mean: float, std: float, shape: Shape, dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Normal with the given mean and standard deviation."""
-        drawn = self.numpy.standard_normal(shape, dtype=np.float64 if dtype == np.float64 else np.float32)
+        drawn = self.numpy.standard_normal(shape, dtype=np.float64 if np.dtype(dtype) == np.float64 else np.float32)
         drawn *= std
         drawn += mean
         return asarray(drawn, dtype, device)

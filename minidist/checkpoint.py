@@ -22,7 +22,8 @@ def save(path: str | PathLike[str], state: Mapping[str, Array]) -> None:
     Call it on one rank only.
 
     dtype   kept
-    Errors  FileNotFoundError: the folder does not exist. ValueError: the disk is full, or a dtype safetensors lacks
+    Errors  FileNotFoundError: the folder does not exist. ValueError: the path is a folder's or a device's, the
+            disk is full, or a dtype safetensors lacks
     """
     from safetensors import SafetensorError  # here, so that a program that saves nothing starts without it
     from safetensors.numpy import save_file
@@ -30,6 +31,8 @@ def save(path: str | PathLike[str], state: Mapping[str, Array]) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():  # a folder; or a device, such as /dev/null, which a file must not replace
+        raise ValueError(f"cannot save {path}: it exists and is not a file")
     # safetensors takes an array's bytes as they lie in memory, so each must be contiguous.
     arrays = {name: np.asarray(to_numpy(array), order="C") for name, array in state.items()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
 
 def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:
     """`zeros(2, 3)` and `zeros((2, 3))` mean the same."""
-    return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+    return tuple(size[0]) if len(size) == 1 and isinstance(size[0], Sequence) else size
 
 
 def full(
@@ -31,11 +32,11 @@ def full(
 
 
 def zeros(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
-    return full(_shape(size), 0, dtype, device, requires_grad)
+    return full(_shape(size), 0.0, dtype, device, requires_grad)
 
 
 def ones(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
-    return full(_shape(size), 1, dtype, device, requires_grad)
+    return full(_shape(size), 1.0, dtype, device, requires_grad)
 
 
 def arange(start: float, end: float | None = None, step: float = 1, dtype: Any = None, device: str = "cpu") -> Tensor:

@@ -45,9 +45,11 @@ class Tensor:
     __array_ufunc__ = None  # numpy_array * tensor becomes Tensor.__rmul__
 
     def __init__(self, data: Array, requires_grad: bool = False):
+        if type(data) is not np.ndarray:
+            data = backend.asarray(plain(data))  # NumPy gives scalars for 0 dims; users may give lists
         if requires_grad and data.dtype.kind not in "fc":
             raise TypeError(f"only floating-point tensors can require gradients; this one has dtype {data.dtype}")
-        self.data = np.asarray(data) if isinstance(data, np.generic) else data  # NumPy gives scalars for 0 dims
+        self.data = data
         self.grad: Tensor | None = None
         self.requires_grad = requires_grad
         self._node: Function | None = None  # what computed it; None for a leaf
@@ -120,13 +122,16 @@ class Tensor:
         return bool(self.data)
 
     def __int__(self) -> int:
-        return int(self.data)
+        return int(self.item())
 
     def __float__(self) -> float:
-        return float(self.data)
+        return float(self.item())
 
     def __index__(self) -> int:
         return operator.index(self.item())  # CuPy's arrays have no __index__ of their own
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.ndim == 0 else str(self), spec)  # f"{loss:.3f}"
 
     __hash__ = object.__hash__  # by identity, though ops/ makes == elementwise
 
@@ -159,7 +164,7 @@ class Tensor:
         self._changing(value)[plain(index)] = plain(value)
 
     def copy_(self, other: Any) -> Tensor:
-        backend.copy_into(self._changing(other), backend.asarray(plain(other), self.dtype))
+        self._changing(other)[...] = backend.asarray(plain(other), self.dtype, self.device)
         return self
 
     def fill_(self, value: float) -> Tensor:

@@ -525,6 +525,20 @@ def test_after_backward_runs_once_everything_is_done() -> None:
         after_backward(lambda: None)
 
 
+def test_what_several_hooks_ask_for_after_backward_is_done_once() -> None:
+    x, y = leaf(1.0), leaf(2.0)
+    events: list[str] = []
+
+    def end() -> None:
+        events.append("end")
+
+    for t in (x, y):
+        t.register_post_accumulate_grad_hook(lambda t: after_backward(end))
+    for _ in range(2):
+        (x * y).sum().backward()
+    assert events == ["end", "end"]  # one of each backward
+
+
 def test_an_error_in_a_hook_leaves_the_next_backward_working() -> None:
     x = leaf(1.0)
 
@@ -575,3 +589,57 @@ def test_random_graphs_agree_with_central_differences(steps: list[tuple[int, int
 
     rng = np.random.default_rng(seed)
     gradcheck(graph, rng.normal(size=(3, 3)), rng.normal(size=(3, 3)), rtol=1e-5, atol=1e-6)
+
+
+# -- what users write -----------------------------------------------------------------------------------------------
+
+
+def test_a_tensor_of_lists_and_numbers() -> None:
+    assert_array_equal(Tensor([[1.0, 2.0]]).data, np.array([[1, 2]], np.float32))
+    assert Tensor(2).dtype == np.int64
+    x = md.tensor([1.0], dtype="float64")
+    assert Tensor(x).data is x.data
+
+
+def test_a_single_number_can_be_formatted_and_converted() -> None:
+    x = md.tensor([1.25])
+    assert f"{x.sum():.1f} {x.sum()} {x}" == "1.2 1.25 tensor([1.25])"
+    assert (float(x), int(x)) == (1.25, 1)
+
+
+def test_casts_and_moves_by_name(device: str) -> None:
+    x = Tensor(backend.to(np.array([0.0, 1.5]), device), requires_grad=True)
+    casts = dict(float="float32", double="float64", half="float16", int="int32", long="int64", bool="bool")
+    for name, dtype in casts.items():
+        assert getattr(x, name)().dtype == dtype
+    assert x.double() is x and x.to(dtype=np.float64, device=device) is x
+    assert x.to(device=device, dtype="float32").dtype == np.float32
+    assert x.cpu().device == "cpu"
+    x.float().cpu().sum().backward()
+    assert x.grad is not None and x.grad.dtype == np.float64 and x.grad.device == x.device
+
+
+def test_to_cuda_leaves_a_tensor_on_the_gpu_in_use(double: Any) -> None:
+    x = Tensor(backend.to(np.ones(2), "cuda"))
+    assert x.to("cuda") is x and x.cuda() is x
+
+
+def test_creation_takes_what_pytorch_takes() -> None:
+    assert md.zeros(np.int64(2)).shape == (2,)
+    assert md.zeros([2, 3], dtype=None).dtype == md.ones(2, dtype=None).dtype == np.float32
+    md.manual_seed(0)
+    by_name = md.randn(3, dtype="float64").numpy()
+    md.manual_seed(0)
+    assert_array_equal(by_name, md.randn(3, dtype=np.float64).numpy())
+
+
+def test_copy_into_a_tensor_converts_broadcasts_and_moves(device: str) -> None:
+    x = Tensor(backend.to(np.zeros((2, 3), np.float32), device))
+    x.T.copy_(np.arange(2))
+    assert_array_equal(x.numpy(), [[0, 0, 0], [1, 1, 1]])
+    assert_array_equal(x.copy_(1.5).numpy(), np.full((2, 3), 1.5))
+
+
+def test_a_list_is_no_array() -> None:
+    with pytest.raises(TypeError, match="list is not an array"):
+        backend.namespace([1.0])

@@ -74,6 +74,17 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "nowhere" / "model.safetensors", STATE)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """As root, saving to /dev/null would otherwise put a file in its place."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ValueError, match=r"cannot save .*: it exists and is not a file"):
+            checkpoint.save(path, STATE)
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated", "trailing"])
 def test_a_bad_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "model.safetensors"

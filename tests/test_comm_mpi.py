@@ -158,6 +158,13 @@ def test_without_mpi4py_the_first_rank_says_what_to_install(rank):
 
 
 @needs_mpi
+def test_a_timeout_that_is_no_number_is_refused_once():
+    done = run_ranks(3, "-c", "from minidist.comm import world; world()", deadline=60, env={"MINIDIST_TIMEOUT": "soon"})
+    assert done.returncode != 0
+    assert done.stderr.count("MINIDIST_TIMEOUT='soon': expected a number of seconds above 0") == 1, done.stderr
+
+
+@needs_mpi
 def test_ranks_share_the_cores_of_their_host_unless_the_user_says_otherwise():
     program = """
 from threadpoolctl import threadpool_info

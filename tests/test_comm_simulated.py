@@ -15,7 +15,7 @@ from greenlet import greenlet
 
 from minidist import backend
 from minidist.collectives import all_reduce
-from minidist.comm import Deadlock, LostMessages, alone, simulate, world
+from minidist.comm import Communicator, Deadlock, LostMessages, alone, simulate, world
 
 
 def line_of(text: str) -> str:
@@ -349,6 +349,23 @@ def test_a_rank_that_communicates_while_it_is_ended_goes_no_further():
         with pytest.raises(Mistake):
             simulate(program, 2, seed=seed)
     assert after == []
+
+
+def test_a_communicator_says_that_its_simulation_is_over():
+    kept: list[Communicator] = []
+
+    def program(comm):
+        kept.append(comm)
+        if comm.rank == 2:
+            raise Mistake
+
+    with pytest.raises(Mistake):
+        simulate(program, 3)
+    kept += simulate(lambda comm: comm, 2).results
+    for comm in kept:
+        for use in (lambda c: c.send(one(), 0), lambda c: c.recv(one(), 0), lambda c: c.split(0)):
+            with pytest.raises(RuntimeError, match="simulation is over"):
+                use(comm)
 
 
 def test_abort_ends_the_simulation_with_its_code():

@@ -250,6 +250,10 @@ def test_what_cannot_work_is_refused_at_the_call(comm: Communicator) -> None:
             data_parallel(model, optimizer, comm, zero, algorithm="rign")
     with pytest.raises(ValueError, match=r"lacks parameters that the model trains: 2\.weight, 2\.bias"):
         data_parallel(model, md.optim.Adam(model[0].parameters()), comm)
+    wrapped, sharded = data_parallel(model, optimizer, comm, zero=1)
+    for pair_again in ((wrapped, optimizer), (model, sharded)):
+        with pytest.raises(TypeError, match="already"):
+            data_parallel(*pair_again, comm)
 
 
 # -- parameters that are not used -------------------------------------------------------------------------------------
@@ -319,6 +323,15 @@ def test_with_zero_1_gradients_cannot_add_up(comm: Communicator) -> None:
 
 
 @on_ranks(1, 2, 3)
+def test_nor_may_a_backward_leave_the_part_of_a_gradient_that_it_does_not_touch(comm: Communicator) -> None:
+    model = Branches()
+    wrapped, _ = data_parallel(model, md.optim.SGD(model.parameters(), lr=0.1), comm, zero=1)
+    wrapped(md.tensor(np.ones((1, 3))), "a").sum().backward()
+    with pytest.raises(RuntimeError, match=r"zero_grad\(\) before each backward"):
+        wrapped(md.tensor(np.ones((1, 3))), "b").sum().backward()
+
+
+@on_ranks(1, 2, 3)
 def test_one_backward_may_come_from_two_forwards(comm: Communicator) -> None:
     model, _ = pair(comm, zero=0)
     batch = np.arange(12)
@@ -329,6 +342,68 @@ def test_one_backward_may_come_from_two_forwards(comm: Communicator) -> None:
         assert_allclose(p.grad.numpy(), expected[name], rtol=1e-12, atol=1e-14, err_msg=name)
 
 
+@pytest.mark.parametrize("zero", [0, 1])
+@on_ranks(1, 2, 3, 4)
+def test_two_forwards_may_have_a_backward_each(comm: Communicator, zero: int) -> None:
+    model, optimizer = pair(comm, zero)
+    reference, alone = pair(comm.split(comm.rank), 0)
+    for network, its_optimizer, take in ((model, optimizer, share), (reference, alone, lambda batch, comm: batch)):
+        losses = [loss_of(network, take(batch, comm)) for batch in (np.arange(7), np.arange(7, 9))]
+        for loss in losses:
+            its_optimizer.zero_grad()
+            loss.backward()
+        its_optimizer.step()
+    assert_weights(model, copied(reference.state_dict()))
+
+
+@on_ranks(1, 3)
+def test_outputs_of_any_structure_and_arguments_by_name(comm: Communicator) -> None:
+    class Several(md.nn.Module):
+        def __init__(self) -> None:
+            self.p = md.nn.Parameter(md.tensor([2.0]))
+
+        def forward(self, x: md.Tensor) -> Any:
+            return {"a": (self.p * x, None), "b": [self.p * x * 3]}
+
+    model = Several()
+    wrapped, _ = data_parallel(model, md.optim.SGD(model.parameters(), lr=1.0), comm)
+    x = np.arange(5, dtype=np.float32)
+    mine = share(x, comm)
+    y = wrapped(x=md.tensor(mine))
+    ((y["a"][0].sum() + y["b"][0].sum()) / len(mine)).backward()
+    assert_allclose(model.p.grad.numpy(), [4 * x.mean()], rtol=1e-6)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@on_ranks(1, 2, 3)
+def test_after_a_backward_that_failed_training_goes_on(comm: Communicator, zero: int) -> None:
+    def fails(parameter: md.Tensor) -> None:
+        raise KeyError("in a hook")
+
+    model, optimizer = pair(comm, zero)
+    remove = model.module[0].weight.register_post_accumulate_grad_hook(fails)
+    with pytest.raises(KeyError, match="in a hook"):
+        loss_of(model, np.arange(1 + 3 * comm.rank)).backward()  # other numbers of samples on other ranks
+    remove()
+    train(model, optimizer, comm, batches(5))
+    assert_weights(model, one_rank(5))
+
+
+@on_ranks(1, 2, 3)
+def test_messages_of_the_program_are_not_taken_for_those_of_a_step(comm: Communicator) -> None:
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    got = {tag: np.zeros(1, int) for tag in (0, 1, 1000, 31999)}
+    receives = [comm.irecv(array, left, tag) for tag, array in got.items()]
+    model, optimizer = pair(comm, 0)
+    train(model, optimizer, comm, batches(5))
+    for tag in got:
+        comm.send(np.array([tag]), right, tag)
+    for receive in receives:
+        receive.wait()
+    assert all(array == tag for tag, array in got.items())
+    assert_weights(model, one_rank(5))
+
+
 @on_ranks(1, 2, 3)
 def test_backward_without_a_forward_through_the_wrapper_is_refused(comm: Communicator) -> None:
     model = network()
@@ -337,16 +412,17 @@ def test_backward_without_a_forward_through_the_wrapper_is_refused(comm: Communi
         loss_of(model, np.arange(3)).backward()
 
 
+@pytest.mark.parametrize("recording", [False, True], ids=["no_grad", "forgotten no_grad"])
 @pytest.mark.parametrize("zero", [0, 1])
 @on_ranks(1, 2, 3)
-def test_evaluation_between_steps_disturbs_nothing(comm: Communicator, zero: int) -> None:
+def test_evaluation_between_steps_disturbs_nothing(comm: Communicator, zero: int, recording: bool) -> None:
     results = []
     for evaluate in (False, True):
         model, optimizer = pair(comm, zero)
         for batch in batches(5, steps=6):
             train(model, optimizer, comm, [batch])
             if evaluate:
-                with md.no_grad():
+                with md.enable_grad() if recording else md.no_grad():
                     loss_of(model, np.arange(1 + 3 * comm.rank))  # other numbers of samples on other ranks
         results.append(copied(model.state_dict()))
     assert_same_bits(model, results[0])

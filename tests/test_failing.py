@@ -106,6 +106,12 @@ def test_what_was_sent_before_the_end_still_arrives():
     assert done.stdout.count("[1. 1. 1.]") == 3
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("ending", ["raise ValueError('broken')", "sys.exit(3)"])
+def test_a_failure_that_cannot_be_printed_still_ends_the_job(stream, ending):
+    assert run(f"sys.{stream}.close(); {ending}").returncode != 0
+
+
 def test_an_interrupt():
     done = run("os.kill(os.getpid(), signal.SIGINT); time.sleep(100)")
     assert_failed(done, "rank 2 of 4 failed", "in guilty_function", "KeyboardInterrupt")

@@ -187,6 +187,7 @@ def bad(data: Path) -> Path:
     images.write_bytes(images.read_bytes()[:-1])
     shutil.copytree(data, folder / "other-size")
     write_idx(folder / "other-size" / "t10k-images-idx3-ubyte", np.zeros((TESTS, 5, 4), np.uint8))
+    (folder / "protected").mkdir(mode=0o555)
     (folder / "text.safetensors").write_text("no weights")
     checkpoint.save(folder / "names.safetensors", {"weight": np.zeros((16, PIXELS))})
     shapes = {"0.weight": (8, PIXELS), "0.bias": (16,), "2.weight": (CLASSES, 16), "2.bias": (CLASSES,)}
@@ -219,6 +220,8 @@ REFUSED = {
     ),
     "save-nowhere": ("--save {}/no/model.safetensors", r"--save .*model\.safetensors: there is no folder .*/no"),
     "save-folder": ("--save {}", r"--save .*/bad: this is a folder"),
+    "save-device": (f"--save {os.devnull}", r"--save .*: this is not a file"),
+    "save-protected": ("--save {}/protected/model", r"--save .*protected/model: it may not be written"),
     "json-nowhere": ("--json {}/no/result.json", r"--json .*result\.json: there is no folder .*/no"),
 }
 IN_ALL_WAYS = ("epochs", "optimizer", "device", "data-truncated", "load-shapes", "save-nowhere")  # also on 3 ranks
@@ -237,6 +240,8 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_by_one_message(name: str, data: Path, bad: Path) -> None:
     arguments, message = REFUSED[name]
+    if name == "save-protected" and os.access(bad / "protected", os.W_OK):
+        pytest.skip("root may write anywhere")
     assert_refused(run(1, *SMALL, "--data", data, *arguments.format(bad).split()), message)
 
 

@@ -679,3 +679,17 @@ def test_functions_of_modules_are_those_of_functional() -> None:
     assert set(F.__all__) <= set(dir(F))
     x = md.tensor(random(3, 4))
     assert_array_equal(nn.GELU("tanh")(x).numpy(), F.gelu(x, "tanh").numpy())
+
+
+def test_casting_and_moving_by_name() -> None:
+    layer = nn.Linear(2, 3)
+    for name, dtype in dict(half="float16", double="float64", float="float32").items():
+        assert getattr(layer, name)() is layer
+        assert layer.weight.dtype == dtype
+    assert layer.to(device="cpu", dtype=np.float64).bias.dtype == np.float64  # type: ignore[attr-defined]
+
+
+def test_max_pool_takes_ceil_mode_by_name_only() -> None:
+    with pytest.raises(TypeError):
+        nn.MaxPool2d(2, 2, 0, 1, True)  # type: ignore[misc]  # PyTorch's return_indices
+    assert nn.MaxPool2d(2, ceil_mode=True)(md.ones(1, 1, 3, 3)).shape == (1, 1, 2, 2)

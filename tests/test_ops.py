@@ -366,3 +366,120 @@ def test_a_training_step_on_a_gpu_never_touches_the_host(double: Any) -> None:
         optimizer.step()
         assert (double.to_device, double.to_host) == (0, 0)
     assert np.isfinite(loss.item())
+
+
+# -- what users write -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("y", [md.ones(3), md.ones(3).sum()], ids=["dims", "none"])
+def test_a_numpy_number_never_widens_a_tensor(y: Tensor) -> None:
+    root = np.sqrt(2)  # a np.float64, and so a Python float as well
+    for z in (y * root, root * y, y / root, y + root, root - y, y**root, ops.where(y > 0, y, root)):
+        assert z.dtype == np.float32
+
+
+def test_where_of_two_numbers_is_float32_or_int64() -> None:
+    mask = md.tensor([True, False])
+    assert ops.where(mask, 1.0, 0).dtype == np.float32
+    assert ops.where(mask, 1, 0).dtype == np.int64
+
+
+def test_division_by_the_very_small_and_large_has_its_gradient() -> None:
+    x, y = np.array([1e-25, 1e25], np.float32), md.tensor([1e-25, 1e25], requires_grad=True)
+    (Tensor(x) / y).sum().backward()
+    assert y.grad is not None
+    assert_allclose(y.grad.numpy(), [-1e25, -1e-25], rtol=1e-6)
+
+
+def test_backward_of_a_quotient_or_a_power_needs_no_more_than_it_uses() -> None:
+    x = md.tensor([1.0, 2.0], requires_grad=True)
+    y, z = x / 2, x**2
+    with md.no_grad():
+        z.zero_()
+        x_before = x.numpy().copy()
+    z.sum().backward()
+    assert x.grad is not None
+    assert_array_equal(x.grad.numpy(), 2 * x_before)
+    with md.no_grad():
+        x.add_(1)
+    y.sum().backward()
+    assert_array_equal(x.grad.numpy(), 2 * x_before + 0.5)
+
+
+@pytest.mark.parametrize("name", ["mean", "var", "std"])
+def test_statistics_of_many_float16_stay_finite(name: str, device: str) -> None:
+    numbers = np.tile(np.array([2, 4], np.float16), 40_000)
+    x = Tensor(backend.to(numbers, device), requires_grad=True)
+    y = getattr(x, name)()
+    assert y.dtype == np.float16
+    assert_allclose(y.item(), getattr(md.tensor(numbers).double(), name)().item(), rtol=1e-3)
+    y.backward()
+    assert x.grad is not None and x.grad.dtype == np.float16
+    assert np.isfinite(x.grad.numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["mean", "var", "std"])
+def test_statistics_of_integers_are_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} of a int64 tensor.*x\.float\(\)"):
+        getattr(md.arange(3), name)()
+
+
+def test_einsum_broadcasts_dims_of_1_and_refuses_mixed_dtypes() -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 1, 3)), np.random.default_rng(1).normal(size=(2, 4, 3))
+    gradcheck(lambda x, y: ops.einsum("...i,...i->...", x, y), x, y)
+    gradcheck(lambda x, y: ops.einsum("bti,bti->t", x, y), x, y)
+    gradcheck(lambda x, y: ops.einsum("i,i->", x, y), x[0, 0], y[0, 0, :1])
+    with pytest.raises(TypeError, match="float64, float32"):
+        ops.einsum("i,i->", Tensor(x[0, 0]), md.ones(3))
+
+
+@pytest.mark.parametrize("target", [[0, 1, 1], [False, True, True]])
+def test_binary_targets_may_be_integers_or_booleans(target: list[int]) -> None:
+    x = md.tensor([0.5, -1.0, 2.0])
+    loss = ops.binary_cross_entropy_with_logits(x, md.tensor(target))
+    assert loss.dtype == np.float32
+    expected = ops.binary_cross_entropy_with_logits(x, md.tensor(target).float())
+    assert loss.item() == expected.item()
+
+
+def test_a_dim_may_be_a_numpy_integer() -> None:
+    assert md.ones(2, 3).sum(np.int64(1)).shape == (2,)
+
+
+def test_masks(device: str) -> None:
+    x = Tensor(backend.to(np.arange(6.0).reshape(2, 3), device))
+    low, high = x < 4, x > 1
+    assert_array_equal((low & high).numpy(), [[False, False, True], [True, False, False]])
+    assert_array_equal((~low | ~high).numpy(), [[True, True, False], [False, True, True]])
+    assert_array_equal(low.all(1).numpy(), [True, False])
+    assert_array_equal(high.any(0, keepdim=True).numpy(), [[True, True, True]])
+    assert low.any().item() is True and low.all().item() is False
+
+
+def test_numpy_numbers_as_arguments_never_widen_a_result() -> None:
+    x, half = md.tensor([1.0, -2.0]), np.float64(0.5)
+    for y in (x.clip(-half, half), ops.leaky_relu(x, half), ops.softplus(x, half), ops.pad(x, (1, 1), value=half)):
+        assert y.dtype == np.float32
+
+
+def test_padding_with_no_value_pads_zeros() -> None:
+    assert_array_equal(ops.pad(md.ones(1), (1, 1), "constant", None).numpy(), [0, 1, 0])
+
+
+def test_one_element_is_a_view_too(device: str) -> None:
+    x = Tensor(backend.to(np.zeros((2, 3)), device))
+    x[1, 2].fill_(5)
+    x[0][-1].add_(1)
+    x[0, ..., 0].fill_(2)
+    assert_array_equal(x.numpy(), [[2, 0, 1], [0, 0, 5]])
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
+def test_a_mean_over_ignored_samples_only_is_nan_with_a_gradient_of_0(options: dict[str, float]) -> None:
+    for loss in (ops.cross_entropy, *(() if options else (ops.nll_loss,))):
+        x = md.tensor([[0.5, 1.0, 2.0]] * 2, requires_grad=True)
+        y = loss(x, md.tensor([-100, -100]), **options)
+        assert math.isnan(y.item())
+        y.backward()
+        assert x.grad is not None
+        assert_array_equal(x.grad.numpy(), np.zeros((2, 3)))

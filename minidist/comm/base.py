@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backend import Array, namespace, on_gpu
 
-MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist.collectives
+MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist itself
 
 
 def default_timeout() -> float:

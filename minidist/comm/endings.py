@@ -19,6 +19,7 @@ What the ranks tell one another are notes of two int64 (kind, sender) on a commu
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -47,6 +48,22 @@ def refuse(comm: Communicator, message: str, code: int = 2) -> NoReturn:
         print(message, file=sys.stderr, flush=True)
     comm.split(None)  # nobody leaves before all are here and the line is out
     sys.exit(code)
+
+
+_GONE = (AttributeError, OSError, ValueError)  # of a stream that is None, a pipe that nobody reads, a closed file
+
+
+def _say(text: str) -> None:
+    """Print to standard error, if anyone still listens: nothing may keep the job from ending."""
+    with contextlib.suppress(*_GONE):
+        sys.stderr.write(text)
+    _flush()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(*_GONE):
+            stream.flush()
 
 
 class _Exit(SystemExit):
@@ -96,8 +113,7 @@ class Endings:
 
     def abort(self, code: int) -> NoReturn:
         """End the whole job at once; what has been printed is given a moment to reach the launcher."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         time.sleep(0.1)
         self.mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # not reached: Abort does not return
@@ -161,7 +177,7 @@ class Endings:
             self._pump(min(self.rank, 10) * TURN)
             if self.failed and min(self.failed) < self.rank:
                 self._expect_the_end()
-        print(f"rank {self.rank} of {self.size} failed: {text}", file=sys.stderr, end="", flush=True)
+        _say(f"rank {self.rank} of {self.size} failed: {text}")
         if os.getpid() == self.process:
             self.abort(code)
 
@@ -169,7 +185,7 @@ class Endings:
         """Leave when everyone leaves; see the module's table."""
         if os.getpid() != self.process or self.mpi.Is_finalized():
             return
-        sys.stdout.flush()
+        _flush()
         self._tell(range(self.size), EXITED if _Exit.stack else ENDED)
         start = time.monotonic()
         while len(self.ended) < self.size - 1:
@@ -178,7 +194,7 @@ class Endings:
             if self.blamed_by is not None or (late and not self.failed):
                 why = f"while rank {self.blamed_by} waits for it" if self.blamed_by is not None else "before the others"
                 text = f"rank {self.rank} of {self.size} called sys.exit({_Exit.status}) {why}:\n{_Exit.stack}"
-                print(text, file=sys.stderr, end="", flush=True)
+                _say(text)
                 self.abort(_Exit.status or 1)
         for _, request in self._sending:
             request.Wait()

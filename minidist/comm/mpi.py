@@ -35,11 +35,11 @@ def open_world() -> MpiCommunicator:
     rank's share of the cores.
     """
     endings = Endings(MPI, MPI.COMM_WORLD.Dup())
+    endings.install()
     world = MpiCommunicator(MPI.COMM_WORLD.Dup(), endings, default_timeout())
     host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(host.size)
     host.Free()
-    endings.install()
     return world
 
 

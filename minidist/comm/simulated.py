@@ -103,6 +103,7 @@ class Scheduler:
         self._livelock = False
         self._failure: BaseException | None = None
         self.stopping = False
+        self.over = False
 
     def world(self, rank: int) -> SimulatedCommunicator:
         """The communicator of all ranks, as `rank` holds it."""
@@ -163,6 +164,7 @@ class Scheduler:
             if rank.greenlet:  # true while it is started and has not ended
                 rank.greenlet.throw(Killed())
             rank.greenlet = None
+        self.over = True
 
     # -- called by ranks ------------------------------------------------------------------------------------------
 
@@ -174,6 +176,8 @@ class Scheduler:
 
     def check_running(self) -> None:
         """A rank that communicates while it is being ended (in a `finally`, say) goes no further."""
+        if self.over:
+            raise RuntimeError("this communicator's simulation is over: it worked inside of simulate() only")
         if self.stopping:
             raise Killed
 

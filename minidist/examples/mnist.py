@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,12 @@ OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SG
 def main(argv: list[str] | None = None) -> None:
     comm = md.comm.world()
     args = parse(argv, comm)
+    on_host, _ = comm.split_by_host()
     problem = ""
-    try:
-        device = backend.choose(args.device, comm.split_by_host()[0].rank)
+    try:  # nothing in here waits for another rank
+        if comm.rank == 0:
+            check_files(args)
+        device = backend.choose(args.device, on_host.rank)
         backend.use(device)
         train, test = (md.data.read_mnist(split, args.data) for split in ("train", "test"))
         initial = md.checkpoint.load(args.load) if args.load else None
@@ -46,6 +50,23 @@ def main(argv: list[str] | None = None) -> None:
         md.checkpoint.save(args.save, model.state_dict())
     if args.json and comm.rank == 0:
         write_json(args.json, result)
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse, before any training, what could not be written after it. Rank 0 writes, so it alone can tell."""
+    for name, path in (("save", args.save), ("json", args.json)):
+        if not path or (name, path) == ("json", "-"):
+            continue
+        target, folder = Path(path), Path(path).absolute().parent
+        if not folder.is_dir():
+            raise ValueError(f"--{name} {path}: there is no folder {folder}")
+        if target.is_dir():
+            raise ValueError(f"--{name} {path}: this is a folder")
+        if name == "save" and target.exists() and not target.is_file():
+            raise ValueError(f"--{name} {path}: this is not a file")
+        in_place = name == "json" and target.exists()  # a saved file is written beside the old one, then replaces it
+        if not os.access(target if in_place else folder, os.W_OK):
+            raise ValueError(f"--{name} {path}: it may not be written")
 
 
 def refuse_if_any(comm: Communicator, problem: str) -> None:
@@ -141,7 +162,7 @@ def train_epoch(
         ncols=88,
         disable=args.quiet or comm.rank != 0,
     ) as bar:
-        for batch, (images, labels) in enumerate(loader.epoch(epoch)):
+        for samples, (images, labels) in zip(loader.batch_sizes, loader.epoch(epoch), strict=True):
             # D.3(3) Each rank trains on its own share.
             optimizer.zero_grad()
             loss = F.cross_entropy(network(md.Tensor(images)), md.Tensor(labels))
@@ -152,9 +173,9 @@ def train_epoch(
                 total += loss.item() * len(labels), len(labels)
             if not bar.disable:
                 bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
-                bar.update(loader.batch_sizes[batch])
-    loss_sum, samples = md.collectives.all_reduce(comm, total)
-    return float(loss_sum / samples)
+                bar.update(samples)
+    loss_sum, count = md.collectives.all_reduce(comm, total)
+    return float(loss_sum / count)
 
 
 @md.no_grad()
@@ -216,12 +237,6 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         parser.error(f"--lr {args.lr}: must be more than 0")
     if args.seed < 0:
         parser.error(f"--seed {args.seed}: must not be negative")
-    for name in ("save", "json"):
-        path = getattr(args, name)
-        if path and path != "-" and not Path(path).absolute().parent.is_dir():
-            parser.error(f"--{name} {path}: there is no folder {Path(path).absolute().parent}")
-        if path and Path(path).is_dir():
-            parser.error(f"--{name} {path}: this is a folder")
     return args
 
 

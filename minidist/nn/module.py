@@ -28,15 +28,18 @@ class Parameter(Tensor):
         super().__init__(data.data if isinstance(data, Tensor) else data, requires_grad)
         self._flat: FlatBuffer | None = None  # the flat buffer that data is a view of
 
+    def forget_grad(self, set_to_none: bool = True) -> None:
+        """No gradient; or, with set_to_none=False, one of zeros where there is one."""
+        if set_to_none or self.grad is None:
+            self.grad = None
+        else:
+            self.grad.zero_()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
         """A parameter of its own memory, in no flat buffer and without hooks; with a copy of the gradient, if any."""
         copy = memo[id(self)] = Parameter(self.data.copy(), self.requires_grad)
         copy.grad = None if self.grad is None else Tensor(self.grad.data.copy())
         return copy
-
-
-def _is_device(target: Any) -> bool:
-    return isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
 
 
 def _first(named: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
@@ -149,20 +152,21 @@ class Module(ABC):
             for name, array in arrays.items():
                 mine[name].copy_(backend.to(array, mine[name].device))
 
-    def to(self, *targets: Any) -> Module:
+    def to(self, *targets: Any, device: str | None = None, dtype: Any = None) -> Module:
         """Move the parameters and buffers to a device, or cast them to a floating-point dtype; returns self.
 
         Errors  RuntimeError: an optimizer holds them already (make it after moving); TypeError: a dtype that is not
                 floating-point
         """
+        targets = tuple(t for t in (*targets, device, dtype) if t is not None)
         for target in targets:
-            if not _is_device(target) and np.dtype(target).kind != "f":
+            if not backend.is_device(target) and np.dtype(target).kind != "f":
                 raise TypeError(f"to({target!r}): a module can be cast to floating-point dtypes only")
         for t in (t for _, t in self._named_state(True, True)):
             if isinstance(t, Parameter) and t._flat is not None:
                 raise RuntimeError("move or cast a model before its optimizer is made: it holds the parameters' memory")
             for target in targets:
-                if _is_device(target):
+                if backend.is_device(target):
                     t.data = backend.to(t.data, target)
                 elif t.dtype.kind == "f":
                     t.data = t.data.astype(np.dtype(target))
@@ -172,6 +176,14 @@ class Module(ABC):
     def double(self) -> Module:
         """Cast to float64: for checks of gradients."""
         return self.to(np.float64)
+
+    def float(self) -> Module:
+        """Cast to float32."""
+        return self.to(np.float32)
+
+    def half(self) -> Module:
+        """Cast to float16."""
+        return self.to(np.float16)
 
     def train(self, mode: bool = True) -> Module:
         """Switch dropout and batch statistics on (or off); returns self."""
@@ -189,10 +201,10 @@ class Module(ABC):
             p.requires_grad_(requires_grad)
         return self
 
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; or, with set_to_none=False, set them to 0."""
         for p in self.parameters():
-            p.grad = None
+            p.forget_grad(set_to_none)
 
     def extra_repr(self) -> str:
         """What the printed form shows between the brackets."""

@@ -119,6 +119,7 @@ class MaxPool2d(Module):
         stride: Pair | None = None,
         padding: Pair = 0,
         dilation: Pair = 1,
+        *,  # PyTorch has return_indices here
         ceil_mode: bool = False,
     ):
         self.arguments = kernel_size, stride, padding, dilation, ceil_mode

@@ -184,7 +184,7 @@ def relu(input: Tensor) -> Tensor:
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x, or negative_slope * x below 0"""
-    return LeakyReLU.apply(to_float(input), slope=negative_slope)
+    return LeakyReLU.apply(to_float(input), slope=float(negative_slope))
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -201,4 +201,4 @@ def silu(input: Tensor) -> Tensor:
 
 def softplus(input: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
     """log(1 + exp(beta x)) / beta: a smooth relu. Where beta * x exceeds the threshold it is x itself."""
-    return Softplus.apply(to_float(input), beta=beta, threshold=threshold)
+    return Softplus.apply(to_float(input), beta=float(beta), threshold=threshold)

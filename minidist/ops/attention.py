@@ -108,6 +108,6 @@ def scaled_dot_product_attention(
         value,
         attn_mask,
         drop=drop,
-        scale=1 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         is_causal=is_causal,
     )

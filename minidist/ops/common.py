@@ -31,7 +31,7 @@ def dim_tuple(dim: int | tuple[int, ...] | None, ndim: int) -> tuple[int, ...]:
     """PyTorch's `dim` argument as a tuple of non-negative dims; None means all of them. Raises IndexError."""
     if dim is None:
         return tuple(range(ndim))
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
     for d in dims:
         if not -max(ndim, 1) <= d < max(ndim, 1):
             raise IndexError(f"dim {d} is out of range for a tensor of {ndim} dims")
@@ -70,9 +70,15 @@ def promote(*values: Any) -> list[Any]:
     bool < int < float < complex. The highest category present decides; within it, tensors with dims outrank those
     without, which outrank numbers. So float32 + int64 is float32, and int64 + 1.5 is float32.
     """
-    first, second = values[0], values[-1]
-    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dtype == second.dtype and len(values) == 2:
-        return [first, second]
+    if len(values) == 2 and isinstance(values[0], Tensor):  # the usual cases, at once
+        first, second = values
+        if isinstance(second, Tensor):
+            if first.dtype == second.dtype:
+                return [first, second]
+        elif type(second) in (int, float) and first.dtype.kind == "f":
+            return [first, second]
+    # np.float64 is a Python float as well (np.sqrt(2), say), but would widen what it meets.
+    values = tuple(v.item() if isinstance(v, np.float64) else v for v in values)
     operands = [v if isinstance(v, Tensor | bool | int | float | complex) else as_tensor(v) for v in values]
     ranks: dict[tuple[int, int], Any] = {}
     for v in operands:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
+
 from ..backend import Array, namespace
 from ..tensor import Function, Tensor, plain
-from .common import as_tensor, promote, to_float, unbroadcast
+from .common import as_tensor, cast, promote, to_float, unbroadcast
 
 # -- two operands ---------------------------------------------------------------------------------------------------
 
@@ -73,10 +75,10 @@ class Mul(Binary):
 
 
 class Div(Binary):
-    """z = x / y.   dx = dz / y, dy = -dz * x / y**2"""
+    """z = x / y.   dx = dz / y, dy = -dz * z / y"""
 
     def compute(self, x: Any, y: Any) -> Array:
-        self.save(x, y)
+        self.save(x if self.needs[1] else None, y)
         return x / y
 
     def partial_x(self, dz: Array) -> Array:
@@ -84,7 +86,7 @@ class Div(Binary):
 
     def partial_y(self, dz: Array) -> Array:
         x, y = self.saved
-        return -dz * x / (y * y)
+        return -dz * (x / y) / y  # y * y might overflow, or vanish
 
 
 class Pow(Binary):
@@ -92,7 +94,7 @@ class Pow(Binary):
 
     def compute(self, x: Any, y: Any) -> Array:
         z = x**y
-        self.save(z, x, y)
+        self.save(z if self.needs[1] else None, x, y)
         return z
 
     def partial_x(self, dz: Array) -> Array:
@@ -196,10 +198,13 @@ def minimum(x: Any, y: Any) -> Tensor:
 
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     """x where condition holds, else y; the three are broadcast."""
-    return Where.apply(as_tensor(condition), *promote(x, y))
+    x, y = promote(x, y)
+    result = Where.apply(as_tensor(condition), x, y)
+    numbers = not isinstance(x, Tensor) and not isinstance(y, Tensor)
+    return cast(result, np.float32) if numbers and result.dtype == np.float64 else result
 
 
-# -- comparisons: no gradient ---------------------------------------------------------------------------------------
+# -- comparisons, and the logic of masks: no gradient -----------------------------------------------------------------
 
 
 def eq(x: Any, y: Any) -> Tensor:
@@ -224,6 +229,18 @@ def gt(x: Any, y: Any) -> Tensor:
 
 def ge(x: Any, y: Any) -> Tensor:
     return Tensor(plain(x) >= plain(y))
+
+
+def bitwise_and(x: Any, y: Any) -> Tensor:
+    return Tensor(plain(x) & plain(y))
+
+
+def bitwise_or(x: Any, y: Any) -> Tensor:
+    return Tensor(plain(x) | plain(y))
+
+
+def bitwise_not(x: Tensor) -> Tensor:
+    return Tensor(~x.data)
 
 
 # -- one operand ----------------------------------------------------------------------------------------------------
@@ -353,5 +370,6 @@ def clip(x: Tensor, min: float | None = None, max: float | None = None) -> Tenso
     """x held within [min, max]; PyTorch's `clamp`."""
     if min is None and max is None:
         raise ValueError("clip needs min, max or both")
-    x = to_float(x) if isinstance(min, float) or isinstance(max, float) else x
-    return Clip.apply(x, low=min, high=max)
+    low, high = (v.item() if isinstance(v, np.generic) else v for v in (min, max))  # np.float64 would widen x
+    x = to_float(x) if isinstance(low, float) or isinstance(high, float) else x
+    return Clip.apply(x, low=low, high=high)

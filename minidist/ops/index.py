@@ -19,7 +19,8 @@ class Slice(Function):
 
     def forward(self, x: Array, index: Any) -> Array:
         self.shape, self.index = x.shape, index
-        return x[index]
+        # Of a vector, NumPy's x[0] is a copy, but x[0, ...] is a view.
+        return x[index if Ellipsis in index else (*index, ...)]
 
     def backward(self, dy: Array) -> tuple[Array]:
         dx = namespace(dy).zeros(self.shape, dy.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from .. import backend
 from ..backend import Array, namespace
 from ..tensor import Function, Tensor
-from .common import as_tensor, one_dim, to_float
+from .common import as_tensor, one_dim, promote, to_float
 from .elementwise import abs, mul, neg, sub
 from .reduce import mean, sum
 from .shape import permute, reshape
@@ -88,11 +88,12 @@ class CrossEntropy(Function):
     def backward(self, dy: Array) -> tuple[Array, None, None]:
         p, rows, t, own, valid = self.saved
         dy = dy if self.divisor is None else _quotient(dy, self.divisor)
+        dy = namespace(p).where(valid, dy, dy.dtype.type(0))  # even nan, of a mean of nothing, is 0 for who is ignored
         scale = dy * own
         if self.all is None:
             dx = p * scale[:, None]
         else:
-            every = (dy * valid)[:, None]
+            every = dy[:, None]
             dx = p * (scale[:, None] + every * self.all.sum()) - every * self.all
         dx[rows, t] -= scale
         return dx, None, None
@@ -111,16 +112,17 @@ class NLL(Function):
         rows = xp.arange(len(t))
         losses = -counts * x[rows, t]
         self.divisor = counts.sum() if reduction == "mean" else None
-        self.save(counts, rows, t)
+        self.save(counts, rows, t, valid)
         if reduction == "none":
             return losses
         return losses.sum() if self.divisor is None else _quotient(losses.sum(), self.divisor)
 
     def backward(self, dy: Array) -> tuple[Array, None, None]:
-        counts, rows, t = self.saved
+        counts, rows, t, valid = self.saved
+        xp = namespace(counts)
         dy = dy if self.divisor is None else _quotient(dy, self.divisor)
-        dx = namespace(dy).zeros(self.shape, dy.dtype)
-        dx[rows, t] = -dy * counts
+        dx = xp.zeros(self.shape, dy.dtype)
+        dx[rows, t] = -xp.where(valid, dy, dy.dtype.type(0)) * counts
         return dx, None, None
 
 
@@ -266,5 +268,6 @@ def binary_cross_entropy_with_logits(
     """
     if input.shape != target.shape:
         raise ValueError(f"binary_cross_entropy_with_logits: input {input.shape}, target {target.shape}")
+    input, target = promote(input, target)
     losses = BinaryCrossEntropyWithLogits.apply(input, target, pos_weight)
     return _reduced(losses if weight is None else mul(losses, weight), reduction)

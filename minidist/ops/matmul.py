@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-from typing import Any
 
 from ..backend import Array, namespace
 from ..tensor import Function, Tensor
@@ -112,11 +111,14 @@ class Einsum(Function):
         present = "".join(c for c in letters if c in known)
         subscripts = ",".join([self.output, *(t for t, _ in others)]) + "->" + present
         dx = xp.einsum(subscripts, dy, *(a for _, a in others), optimize=True)
-        # 2. A letter that only x has was summed over alone: its gradient is the same all along it.
+        # 2. Where x has length 1 and another operand more, x was broadcast.
         sizes = dict(zip(term, x.shape, strict=True))
-        dx = dx.reshape([sizes[c] if c in present else 1 for c in letters])
+        found = {c: min(n, sizes[c]) for c, n in zip(present, dx.shape, strict=True)}
+        dx = unbroadcast(dx, tuple(found.values()))
+        # 3. A letter that only x has was summed over alone: its gradient is the same all along it.
+        dx = dx.reshape([found.get(c, 1) for c in letters])
         dx = xp.broadcast_to(dx, [sizes[c] for c in letters])
-        # 3. A letter that x has twice took its diagonal: only the diagonal has a gradient.
+        # 4. A letter that x has twice took its diagonal: only the diagonal has a gradient.
         if len(letters) == len(term):
             return dx
         whole = xp.zeros(x.shape, dy.dtype)
@@ -128,8 +130,9 @@ class Einsum(Function):
 def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Einstein summation: `einsum("bij,bjk->bik", x, y)`. Ellipses stand for leading dims of any number.
 
-    Errors  ValueError: an equation that does not fit the operands
+    Errors  ValueError: an equation that does not fit the operands; TypeError: different dtypes
     """
+    same_dtype("einsum", *operands)
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if len(terms) != len(operands):
@@ -147,6 +150,6 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     return Einsum.apply(*operands, terms=terms, output=output.replace("...", dots))
 
 
-def outer(x: Tensor, y: Tensor) -> Any:
+def outer(x: Tensor, y: Tensor) -> Tensor:
     """x_i * y_j, of two vectors."""
     return einsum("i,j->ij", x, y)

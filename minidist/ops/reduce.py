@@ -8,7 +8,7 @@ import numpy as np
 
 from ..backend import Array, Shape, namespace
 from ..tensor import Function, Tensor
-from .common import cast, dim_tuple, one_dim, to_float
+from .common import cast, dim_tuple, one_dim, to_float, wide
 from .elementwise import maximum, minimum
 from .shape import squeeze
 
@@ -64,10 +64,11 @@ class Mean(Reduction):
         dims = self.begin(x, dim)
         self.n = _count(x.shape, dims)
         with np.errstate(invalid="ignore", divide="ignore"):  # the mean of nothing is nan, as in PyTorch
-            return x.sum(axis=dims, keepdims=keepdim) / x.dtype.type(self.n)
+            return (wide(x).sum(axis=dims, keepdims=keepdim) / self.n).astype(x.dtype, copy=False)
 
     def backward(self, dy: Array) -> tuple[Array]:
-        return (namespace(dy).broadcast_to(self.spread(dy) / dy.dtype.type(self.n or 1), self.shape),)
+        share = (wide(self.spread(dy)) / (self.n or 1)).astype(dy.dtype, copy=False)
+        return (namespace(dy).broadcast_to(share, self.shape),)
 
 
 class Prod(Reduction):
@@ -97,15 +98,16 @@ class Var(Reduction):
     def forward(self, x: Array, dim: Dim, correction: int, keepdim: bool) -> Array:
         dims = self.begin(x, dim)
         n = _count(x.shape, dims)
-        self.freedom = x.dtype.type(n - correction if n > correction else 0)
+        self.freedom = n - correction if n > correction else 0
         with np.errstate(invalid="ignore", divide="ignore"):
-            centred = x - x.sum(axis=dims, keepdims=True) / x.dtype.type(n)
+            centred = wide(x) - wide(x).sum(axis=dims, keepdims=True) / n
             self.save(centred)
-            return (centred * centred).sum(axis=dims, keepdims=keepdim) / self.freedom
+            return ((centred * centred).sum(axis=dims, keepdims=keepdim) / self.freedom).astype(x.dtype, copy=False)
 
     def backward(self, dy: Array) -> tuple[Array]:
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (self.spread(dy) * 2 / self.freedom * self.saved[0],)
+            dx = wide(self.spread(dy)) * 2 / self.freedom * self.saved[0]
+        return (dx.astype(dy.dtype, copy=False),)
 
 
 class Std(Var):
@@ -198,6 +200,13 @@ def _whole(x: Tensor) -> Tensor:
     return cast(x, np.int64) if x.dtype.kind in "bui" else x
 
 
+def _floating(name: str, x: Tensor) -> Tensor:
+    """x; raises TypeError if it holds integers."""
+    if x.dtype.kind not in "fc":
+        raise TypeError(f"{name} of a {x.dtype} tensor: cast it first (x.float())")
+    return x
+
+
 def sum(x: Tensor, dim: Dim = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     """The sum over dim."""
     return Sum.apply(_whole(x) if dtype is None else cast(x, dtype), dim=dim, keepdim=keepdim)
@@ -205,10 +214,7 @@ def sum(x: Tensor, dim: Dim = None, keepdim: bool = False, dtype: Any = None) ->
 
 def mean(x: Tensor, dim: Dim = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
     """The mean over dim. Raises TypeError for integers, which have no mean of their own dtype."""
-    x = x if dtype is None else cast(x, dtype)
-    if x.dtype.kind not in "fc":
-        raise TypeError(f"mean of a {x.dtype} tensor: give dtype=, or cast it first (x.float())")
-    return Mean.apply(x, dim=dim, keepdim=keepdim)
+    return Mean.apply(_floating("mean", x if dtype is None else cast(x, dtype)), dim=dim, keepdim=keepdim)
 
 
 def prod(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
@@ -218,12 +224,12 @@ def prod(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
 
 def var(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Tensor:
     """The variance over dim; correction 1 (Bessel's) divides by n - 1, correction 0 by n."""
-    return Var.apply(x, dim=dim, correction=correction, keepdim=keepdim)
+    return Var.apply(_floating("var", x), dim=dim, correction=correction, keepdim=keepdim)
 
 
 def std(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Tensor:
     """The standard deviation over dim; see `var`."""
-    return Std.apply(x, dim=dim, correction=correction, keepdim=keepdim)
+    return Std.apply(_floating("std", x), dim=dim, correction=correction, keepdim=keepdim)
 
 
 def amax(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
@@ -244,6 +250,16 @@ def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
 def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Where the smallest is (int64): along dim, or in the flattened tensor."""
     return _arg("argmin", x, dim, keepdim)
+
+
+def all(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Whether every element over dim is true (not 0)."""
+    return Tensor(x.data.all(axis=dim_tuple(dim, x.ndim), keepdims=keepdim))
+
+
+def any(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Whether an element over dim is true (not 0)."""
+    return Tensor(x.data.any(axis=dim_tuple(dim, x.ndim), keepdims=keepdim))
 
 
 def _arg(name: str, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:

@@ -223,18 +223,19 @@ def contiguous(x: Tensor) -> Tensor:
     return x if x.data.flags.c_contiguous else Clone.apply(x)
 
 
-def to(x: Tensor, *targets: Any) -> Tensor:
+def to(x: Tensor, *targets: Any, device: str | None = None, dtype: Any = None) -> Tensor:
     """x on a device ("cpu", "cuda", "cuda:1"), or in a dtype, or both; x itself where it is so already."""
-    for target in targets:
-        if not isinstance(target, str) or target[:4] not in ("cpu", "cuda"):
+    for target in (t for t in (*targets, device, dtype) if t is not None):
+        if not backend.is_device(target):
             x = cast(x, np.dtype(target))
-        elif x.device != (target if ":" in target or target == "cpu" else backend.choose(target)):
+        elif x.device != target and not (target == "cuda" and backend.on_gpu(x.data)):
             x = Move.apply(x, device=target)
     return x
 
 
 def roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """x shifted along dims, what falls off one end coming in at the other; without dims, as if it were flat."""
+    shifts, dims = (tuple(v) if isinstance(v, list) else v for v in (shifts, dims))
     return Roll.apply(x, shifts=shifts, dims=dims)
 
 
@@ -279,10 +280,12 @@ def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     return split(x, max(-(-n // chunks), 1), dim)
 
 
-def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0) -> Tensor:
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """x with a border: pad = (before, after) of the last dim, then of the one before it, and so on.
 
-    Negative widths cut off instead. Errors  ValueError: a mode other than constant; too many widths
+    The value is 0 if not given. Negative widths cut off instead.
+
+    Errors  ValueError: a mode other than constant; too many widths
     """
     if mode != "constant":
         raise ValueError(f"pad: mode {mode!r}; only 'constant' is offered")
@@ -293,7 +296,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0)
     if any(w < 0 for pair in widths for w in pair):
         x = x[tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape, strict=True))]
         widths = [(max(a, 0), max(b, 0)) for a, b in widths]
-    return Pad.apply(x, widths=widths, value=value)
+    return Pad.apply(x, widths=widths, value=value or 0)
 
 
 def tril(x: Tensor, diagonal: int = 0) -> Tensor:

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from ..autograd import after_backward, is_grad_enabled
+from ..backend import Array
 from ..collectives import ALGORITHMS, all_reduce, broadcast, reduce_scatter
 from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer
-from ..tensor import Tensor
+from ..tensor import Function, Tensor
 from .sharded import ShardedOptimizer
 
-EXCHANGE_TAG = 1000
+EXCHANGE_TAG = 32100
 
 
 def data_parallel(
@@ -42,16 +43,20 @@ def data_parallel(
             optimizer.step()                            # updates every rank alike
 
     Gradients are averaged by sample count (the length of the model's first argument), so uneven shares, and empty
-    ones, give what one rank would get from the whole batch.
+    ones, give what one rank would get from the whole batch. On every rank backward must go through the model: the
+    others wait for it at the end of theirs.
 
     zero       0: every rank keeps all of the optimizer's state and updates all parameters.
                1: each rank keeps and updates its own 1/P. backward leaves the averaged gradient of that part only.
-               Gradients can't add up over several backwards then: call zero_grad before each.
+               Gradients can't add up over several backwards then: call zero_grad before each. And their norm is
+               that of a part: clip_grad_norm_ would not clip as on one rank.
     algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
     Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
                `zero`; and to each other rank a message of 8 bytes and 8 more a parameter tensor
     Errors     ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have
     """
+    if isinstance(model, DataParallel) or isinstance(optimizer, ShardedOptimizer):
+        raise TypeError("this pair has been through data_parallel already: give it the model and optimizer themselves")
     if zero not in (0, 1):
         raise ValueError(f"zero={zero}: choose 0 (nothing sharded) or 1 (the optimizer's state)")
     for operation in ("reduce_scatter", "all_gather") if zero else ("all_reduce",):
@@ -81,39 +86,34 @@ class DataParallel(Module):
     def __init__(self, module: Module, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str):
         self.module, self.optimizer, self.comm = module, optimizer, comm
         self.zero, self.algorithm = zero, algorithm
-        self.samples: int | None = None  # taken in by forward since the last synchronisation
-        self._waiting = False  # whether this backward will synchronise
+        self._taken: dict[object, int] = {}  # of each forward that this backward goes through: its samples
         self._scattered: dict[Tensor, Tensor] = {}  # the gradients that a reduce-scatter has left
         for p in module.parameters():
             if p.requires_grad:
-                p.register_post_accumulate_grad_hook(self._gradient_finished)
+                p.register_post_accumulate_grad_hook(lambda _: after_backward(self._synchronise))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """D.3(3): this rank's share of the batch, through its own copy of the model."""
-        if is_grad_enabled():
-            self.samples = (self.samples or 0) + len(args[0])
-        return self.module(*args, **kwargs)
+        if not is_grad_enabled():
+            return self.module(*args, **kwargs)
+        self._taken.clear()  # of what a backward that failed has left
+        first, *_ = *args, *kwargs.values()
+        return _counted(self.module(*args, **kwargs), model=self, key=object(), samples=len(first))
 
-    def _gradient_finished(self, parameter: Tensor) -> None:
-        """The first finished gradient of a backward: synchronise when it has visited everything."""
-        if parameter.grad is self._scattered.get(parameter):
+    def _synchronise(self) -> None:
+        """D.3(4): the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
+        if not self._taken:
+            raise RuntimeError("backward without a forward through the model that data_parallel returned")
+        here = sum(self._taken.values())
+        self._taken.clear()
+        parameters = [p for part in self.optimizer.parts for p in part.flat.parameters]
+        if any(p.grad is not None and p.grad is self._scattered.get(p) for p in parameters):
             raise RuntimeError(
                 "backward adds to gradients of which, with zero=1, this rank has the average of a part only: call "
                 "optimizer.zero_grad() before each backward, or use zero=0 to add up gradients"
             )
-        if not self._waiting:
-            self._waiting = True
-            after_backward(self._synchronise)
-
-    def _synchronise(self) -> None:
-        """D.3(4): the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
-        self._waiting = False
-        if self.samples is None:
-            raise RuntimeError("backward without a forward through the model that data_parallel returned")
         # 1. Tell one another how many samples were taken in, and which parameters were used.
-        parameters = [p for part in self.optimizer.parts for p in part.flat.parameters]
-        mine = [self.samples, *(p.grad is not None for p in parameters)]
-        here, self.samples = self.samples, None
+        mine = [here, *(p.grad is not None for p in parameters)]
         told = exchange(self.comm, np.array(mine, np.int64))
         counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
         # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
@@ -147,6 +147,35 @@ class DataParallel(Module):
 
     def named_buffers(self) -> Any:
         return self.module.named_buffers()
+
+
+class Counted(Function):
+    """y, unchanged. Its backward notes that the samples of this forward take part, and asks to synchronise at the end.
+
+    Not every forward is followed by a backward (one that forgot no_grad, in an evaluation), so forward can't count.
+    """
+
+    is_view = True
+
+    def forward(self, y: Array, model: DataParallel, key: object, samples: int) -> Array:
+        self.model, self.key, self.samples = model, key, samples
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array]:
+        self.model._taken[self.key] = self.samples
+        after_backward(self.model._synchronise)
+        return (dy,)
+
+
+def _counted(y: Any, **forward: Any) -> Any:
+    """`y` with each tensor in it counted: a tensor, or a tuple, list or dict of such."""
+    if isinstance(y, Tensor):
+        return Counted.apply(y, **forward)
+    if isinstance(y, tuple | list):
+        return type(y)([_counted(value, **forward) for value in y])
+    if isinstance(y, dict):
+        return {name: _counted(value, **forward) for name, value in y.items()}
+    return y
 
 
 def exchange(comm: Communicator, mine: np.ndarray) -> np.ndarray:

@@ -46,9 +46,9 @@ class ShardedOptimizer:
             all_gather(self.comm, part.flat.data, algorithm=self.algorithm)
         return loss
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, gathered from all ranks; what an optimizer on one rank would give. Every rank calls it.
