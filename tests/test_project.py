@@ -1,6 +1,8 @@
 """The project's own promises: the README's two commands and its map of the house, the types, the extras."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -30,6 +32,19 @@ def house(readme: str) -> tuple[set[str], set[str]]:
 def test_the_readme_gives_the_two_commands() -> None:
     lines = [line.strip() for line in (ROOT / "README.md").read_text("utf-8").splitlines()]
     assert [line for line in lines if line.startswith("pip install -e")] == COMMANDS
+
+
+def test_the_readmes_code_runs_as_it_stands() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    code = "\n".join([*blocks, "print(float(loss), run.messages, run.bytes)"])
+    assert "range(10)" in code
+    quick = code.replace("range(10)", "range(1)")  # one epoch tells as much as ten
+    done = subprocess.run([sys.executable, "-c", quick], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loss, messages, size = map(float, done.stdout.split())
+    assert loss < 0.6
+    assert (messages, size) == (4 * 6, 6 * 5 * 4)  # a ring of 4: 2 (P-1) messages and 2 n (P-1)/P bytes a rank
 
 
 def test_the_map_of_the_house_names_all_that_exists_and_nothing_else() -> None:
