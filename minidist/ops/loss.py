@@ -44,7 +44,31 @@ class LogSoftmax(Function):
         return (dy - namespace(y).exp(y) * dy.sum(axis=self.dim, keepdims=True),)
 
 
-class CrossEntropy(Function):
+class OfClasses(Function):
+    """Common to the losses against class numbers: what a sample counts for, and the reduction."""
+
+    def begin(self, name: str, x: Array, t: Array, w: Array | None, ignore_index: int) -> tuple[Array, ...]:
+        """For each sample: its row, its class (0 if ignored), what it counts for (0 if ignored), whether it does."""
+        xp = namespace(x)
+        valid = t != ignore_index
+        t = xp.where(valid, t, 0)
+        _check_classes(name, t, x.shape[1])
+        return xp.arange(len(t)), t, valid.astype(x.dtype) if w is None else valid * w[t], valid
+
+    def reduce(self, losses: Array, counts: Array, reduction: str) -> Array:
+        """The losses, their sum, or their mean: the sum over what the samples count for."""
+        self.divisor = counts.sum() if reduction == "mean" else None
+        if reduction == "none":
+            return losses
+        return losses.sum() if self.divisor is None else _quotient(losses.sum(), self.divisor)
+
+    def spread(self, dy: Array, valid: Array) -> Array:
+        """Each sample's share of dy. Even nan, of a mean of nothing, is 0 for who is ignored."""
+        dy = dy if self.divisor is None else _quotient(dy, self.divisor)
+        return namespace(valid).where(valid, dy, dy.dtype.type(0))
+
+
+class CrossEntropy(OfClasses):
     """The loss of M samples of C classes, from logits x (M, C) and class numbers t (M), reduced.
 
     With p = softmax(x), w the class weights (1), s the label smoothing (0), and Z what the mean divides by, Σ w[t_i]:
@@ -59,11 +83,7 @@ class CrossEntropy(Function):
     ) -> Array:
         xp = namespace(x)
         # 1. What each sample counts for (0 if ignored), and its class.
-        valid = t != ignore_index
-        t = xp.where(valid, t, 0)
-        _check_classes("cross_entropy", t, x.shape[1])
-        counts = valid.astype(x.dtype) if w is None else valid * w[t]
-        rows = xp.arange(len(t))
+        rows, t, counts, valid = self.begin("cross_entropy", x, t, w, ignore_index)
         # 2. log p = x - largest - log of the sum: no overflow, no log 0.
         shifted = x - x.max(axis=1, keepdims=True)
         p = xp.exp(shifted)
@@ -75,20 +95,16 @@ class CrossEntropy(Function):
         losses = own * (log_total[:, 0] - shifted[rows, t])
         self.all = None
         if smoothing:
-            self.all = xp.ones(x.shape[1], x.dtype) if w is None else w * 1
-            self.all *= smoothing / x.shape[1]
+            every = smoothing / x.shape[1]
+            self.all = xp.full(x.shape[1], every, x.dtype) if w is None else w * every
             losses += valid * ((log_total - shifted) * self.all).sum(axis=1)
         # 4. Reduce.
-        self.divisor = counts.sum() if reduction == "mean" else None
         self.save(p, rows, t, own, valid)
-        if reduction == "none":
-            return losses
-        return losses.sum() if self.divisor is None else _quotient(losses.sum(), self.divisor)
+        return self.reduce(losses, counts, reduction)
 
     def backward(self, dy: Array) -> tuple[Array, None, None]:
         p, rows, t, own, valid = self.saved
-        dy = dy if self.divisor is None else _quotient(dy, self.divisor)
-        dy = namespace(p).where(valid, dy, dy.dtype.type(0))  # even nan, of a mean of nothing, is 0 for who is ignored
+        dy = self.spread(dy, valid)
         scale = dy * own
         if self.all is None:
             dx = p * scale[:, None]
@@ -99,30 +115,19 @@ class CrossEntropy(Function):
         return dx, None, None
 
 
-class NLL(Function):
+class NLL(OfClasses):
     """loss_i = -w[t_i] x[i, t_i], 0 where t_i = ignore_index; reduced.   dx[i, t_i] = -dloss_i w[t_i]"""
 
     def forward(self, x: Array, t: Array, w: Array | None, ignore_index: int, reduction: str) -> Array:
-        xp = namespace(x)
         self.shape = x.shape
-        valid = t != ignore_index
-        t = xp.where(valid, t, 0)
-        _check_classes("nll_loss", t, x.shape[1])
-        counts = valid.astype(x.dtype) if w is None else valid * w[t]
-        rows = xp.arange(len(t))
-        losses = -counts * x[rows, t]
-        self.divisor = counts.sum() if reduction == "mean" else None
+        rows, t, counts, valid = self.begin("nll_loss", x, t, w, ignore_index)
         self.save(counts, rows, t, valid)
-        if reduction == "none":
-            return losses
-        return losses.sum() if self.divisor is None else _quotient(losses.sum(), self.divisor)
+        return self.reduce(-counts * x[rows, t], counts, reduction)
 
     def backward(self, dy: Array) -> tuple[Array, None, None]:
         counts, rows, t, valid = self.saved
-        xp = namespace(counts)
-        dy = dy if self.divisor is None else _quotient(dy, self.divisor)
-        dx = xp.zeros(self.shape, dy.dtype)
-        dx[rows, t] = -xp.where(valid, dy, dy.dtype.type(0)) * counts
+        dx = namespace(counts).zeros(self.shape, dy.dtype)
+        dx[rows, t] = -self.spread(dy, valid) * counts
         return dx, None, None
 
 

@@ -79,4 +79,3 @@ class ShardedOptimizer:
             for part, start, stop in own:
                 part.state = {name: array[start:stop].copy() for name, array in part.state.items()}
                 part.start, part.stop = start, stop
-                part.views.clear()
