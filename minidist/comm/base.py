@@ -13,11 +13,17 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from ..backend import Array, namespace, on_gpu
+
+if TYPE_CHECKING:
+    from .handle import Handle
+    from .record import Entry, FlightRecord
 
 MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist itself
 
@@ -34,8 +40,20 @@ def default_timeout() -> float:
     return seconds
 
 
+def default_checked() -> bool:
+    """Whether MINIDIST_CHECK asks for checked mode: 1 for yes, 0 (or nothing) for no."""
+    text = os.environ.get("MINIDIST_CHECK", "0")
+    if text not in ("", "0", "1"):
+        raise ValueError(f"MINIDIST_CHECK={text!r}: expected 1 (compare every collective's arguments) or 0")
+    return text == "1"
+
+
 class Request(ABC):
     """A send or receive that has been started. Its array belongs to it until `wait` returns or `test` says True."""
+
+    __slots__ = ("entry",)
+
+    entry: Entry | None  # its place in the flight record, whose end is noted when it is done
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> None:
@@ -44,21 +62,31 @@ class Request(ABC):
         Errors  ValueError: the message's size is not the receiving array's
         """
 
-    @abstractmethod
     def test(self) -> bool:
         """Whether it is done, without waiting. Errors as for `wait`."""
+        return self._poll()
+
+    @abstractmethod
+    def _poll(self) -> bool:
+        """As `test`; but in a simulation no other rank gets to run meanwhile."""
 
 
 class Communicator(ABC):
     """`size` ranks that can send one another arrays; this process is number `rank`.
 
     Arrays are NumPy's or CuPy's, C-contiguous, of any dtype but object. `timeout` is the deadline, in seconds, of every
-    wait; a child made by `split` inherits it.
+    wait; a child made by `split` inherits it. A rank has one flight record, and one list of operations in flight, which
+    all its communicators share.
     """
 
     rank: int
     size: int
     timeout: float
+    record: FlightRecord
+    in_flight: list[Handle]
+    checked: bool  # whether collectives compare what they were called with first (MINIDIST_CHECK=1)
+    segment: float  # bytes; a larger message of a collective is cut, so that adding overlaps receiving
+    operations = 0  # collectives started on this communicator so far
 
     # -- point to point -------------------------------------------------------------------------------------------
 
@@ -79,7 +107,10 @@ class Communicator(ABC):
         """Start sending; leave `array` unchanged until the request is done."""
         dest = self._check_peer("dest", dest, tag)
         self._check_array(array)
-        return self._isend(array, dest, tag)
+        entry = self.record.begin("send", self, dest, array, tag)
+        request = self._isend(array, dest, tag)
+        request.entry = entry
+        return request
 
     def irecv(self, array: Array, source: int, tag: int = 0) -> Request:
         """Start receiving; `array` is filled when the request is done."""
@@ -87,7 +118,10 @@ class Communicator(ABC):
         self._check_array(array)
         if not getattr(array.flags, "writeable", True):  # CuPy's arrays are all writeable and have no such flag
             raise ValueError(f"cannot receive into a read-only array (shape {array.shape}, {array.dtype})")
-        return self._irecv(array, source, tag)
+        entry = self.record.begin("receive", self, source, array, tag)
+        request = self._irecv(array, source, tag)
+        request.entry = entry
+        return request
 
     def sendrecv(self, sendarray: Array, dest: int, recvarray: Array, source: int, tag: int = 0) -> Array:
         """Send to one rank while receiving from another (or the same); fills `recvarray` and returns it."""
@@ -120,6 +154,29 @@ class Communicator(ABC):
         assert across is not None
         return host, across
 
+    # -- time, and what passes it ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def clock(self) -> float:
+        """Seconds since some moment in the past: real ones over MPI, this rank's virtual ones in a simulation."""
+
+    @abstractmethod
+    def elapse(self, seconds: float) -> None:
+        """Say that this rank now works for so long. Virtual time passes; over MPI nothing happens."""
+
+    @abstractmethod
+    def reduced(self, nbytes: int) -> None:
+        """Say that this rank has combined so many bytes with as many others: `elapse` at the network's rate."""
+
+    @contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """Name what this rank does inside of the `with`: "D.3(4)", say. Flight records and deadlock reports tell it."""
+        before, self.record.label = self.record.label, label
+        try:
+            yield
+        finally:
+            self.record.label = before
+
     # -- ending ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -133,6 +190,10 @@ class Communicator(ABC):
 
     @abstractmethod
     def _irecv(self, array: Array, source: int, tag: int) -> Request: ...
+
+    @abstractmethod
+    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
+        """Return when one of the requests is done. After `timeout` seconds (None: the communicator's) TimeoutError."""
 
     @abstractmethod
     def _split(self, color: int | None, key: int) -> Communicator | None: ...

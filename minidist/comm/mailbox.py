@@ -6,12 +6,15 @@ of one receiving rank. The k-th receive posted on a channel gets the k-th messag
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from ..backend import Array, copy_into
-from .base import Communicator, Request, default_timeout
+from .base import Communicator, Request, default_checked, default_timeout
+from .handle import Handle
+from .record import FlightRecord
 from .where import Place, here, shortened
 
 if TYPE_CHECKING:
@@ -77,14 +80,14 @@ class Sent(Request):
 
     __slots__ = ()
 
+    def __init__(self) -> None:
+        self.entry = None
+
     def wait(self, timeout: float | None = None) -> None:
         pass
 
-    def test(self) -> bool:
+    def _poll(self) -> bool:
         return True
-
-
-_SENT = Sent()
 
 
 class Receive(Request):
@@ -100,6 +103,7 @@ class Receive(Request):
         self.place = here()
         self.message: Message | None = None
         self.done = False
+        self.entry = None
 
     def wait(self, timeout: float | None = None) -> None:
         if self.done:
@@ -112,6 +116,9 @@ class Receive(Request):
     def test(self) -> bool:
         if self.message is None and not self.done:
             self.comm.scheduler.idle(self.comm.world_rank, self)
+        return self._poll()
+
+    def _poll(self) -> bool:
         if self.message is not None and not self.done:
             self._finish()
         return self.done
@@ -130,6 +137,8 @@ class Receive(Request):
                 f"has {array.size} ({array.nbytes} bytes)"
             )
         copy_into(array, data.reshape(array.shape))
+        if self.entry is not None:
+            comm.record.end(self.entry)
 
     def waits_for(self) -> list[int]:
         return [self.comm.members[self.source]]
@@ -138,6 +147,22 @@ class Receive(Request):
         return (
             f"receive from rank {self.source}, tag {self.tag}, {self.array.dtype}[{self.array.size}]{self.comm.group()}"
         )
+
+
+class AnyOf:
+    """Several receives, of which a rank waits for the first."""
+
+    def __init__(self, receives: list[Receive]):
+        self.receives = receives
+
+    def __contains__(self, receive: Receive) -> bool:
+        return receive in self.receives
+
+    def waits_for(self) -> list[int]:
+        return [receive.waits_for()[0] for receive in self.receives]
+
+    def describe(self) -> str:
+        return " or ".join(receive.describe() for receive in self.receives)
 
 
 class Split:
@@ -157,10 +182,22 @@ class Split:
 class SimulatedCommunicator(Communicator):
     """One simulated rank's end of a communicator. `timeout` never passes here: a deadlock is found at once instead."""
 
-    def __init__(self, scheduler: Scheduler, members: Sequence[int], rank: int, context: int):
+    segment = math.inf
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        members: Sequence[int],
+        rank: int,
+        context: int,
+        parent: SimulatedCommunicator | None = None,
+    ):
         self.rank = rank
         self.size = len(members)
-        self.timeout = default_timeout()
+        self.timeout = default_timeout() if parent is None else parent.timeout
+        self.checked = default_checked() if parent is None else parent.checked
+        self.record = FlightRecord(self.clock) if parent is None else parent.record
+        self.in_flight: list[Handle] = [] if parent is None else parent.in_flight
         self.scheduler = scheduler
         self.members = members  # world ranks, in the order of this communicator
         self.world_rank = members[rank]
@@ -184,7 +221,8 @@ class SimulatedCommunicator(Communicator):
         if channel.receives:
             receive = channel.receives.popleft()
             receive.message = message
-            if scheduler.ranks[receiver].waiting is receive:
+            waiting = scheduler.ranks[receiver].waiting
+            if waiting is receive or (isinstance(waiting, AnyOf) and receive in waiting):
                 scheduler.wake(receiver)
         else:
             channel.messages.append(message)
@@ -192,7 +230,7 @@ class SimulatedCommunicator(Communicator):
         mailboxes.bytes_sent[me] += array.nbytes
         scheduler.progress()
         scheduler.pause(me)
-        return _SENT
+        return Sent()
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
         self.scheduler.check_running()
@@ -205,6 +243,20 @@ class SimulatedCommunicator(Communicator):
         else:
             channel.receives.append(receive)
         return receive
+
+    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
+        open_receives = [request for request in requests if isinstance(request, Receive)]
+        if not any(receive.message is not None for receive in open_receives):
+            self.scheduler.block(self.world_rank, AnyOf(open_receives), timeout)
+
+    def clock(self) -> float:
+        return self.scheduler.now
+
+    def elapse(self, seconds: float) -> None:
+        pass
+
+    def reduced(self, nbytes: int) -> None:
+        pass
 
     def _split(self, color: int | None, key: int) -> Communicator | None:
         self.scheduler.check_running()
@@ -228,9 +280,7 @@ class SimulatedCommunicator(Communicator):
         group = sorted((k, rank) for rank, (c, k) in split.given.items() if c == color)
         members = [self.members[rank] for _, rank in group]
         context = mailboxes.child_context(*name, color)
-        child = SimulatedCommunicator(scheduler, members, members.index(self.world_rank), context)
-        child.timeout = self.timeout
-        return child
+        return SimulatedCommunicator(scheduler, members, members.index(self.world_rank), context, self)
 
     def _split_by_host(self) -> Communicator:
         host = self.split(0, self.rank)  # one process is one host

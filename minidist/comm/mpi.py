@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NoReturn
 
@@ -19,13 +20,17 @@ from mpi4py import MPI
 
 from .. import backend
 from ..backend import Array
-from .base import Communicator, Request, default_timeout
+from .base import Communicator, Request, default_checked, default_timeout
 from .endings import Endings
+from .handle import Handle, progress
+from .record import FlightRecord
 from .threads import share_cores
 from .waiting import wait_until
 from .where import describe_stack, shortened
 
 PIECE = 1 << 30  # bytes of the largest single MPI message
+SEGMENT = 1 << 18  # bytes; see Communicator.segment
+PLAIN = frozenset("?bBhHiIlLqQefdFD")  # dtypes whose arrays MPI takes as they are, without our telling it the bytes
 
 
 def open_world() -> MpiCommunicator:
@@ -36,7 +41,7 @@ def open_world() -> MpiCommunicator:
     """
     endings = Endings(MPI, MPI.COMM_WORLD.Dup())
     endings.install()
-    world = MpiCommunicator(MPI.COMM_WORLD.Dup(), endings, default_timeout())
+    world = MpiCommunicator(MPI.COMM_WORLD.Dup(), endings)
     host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(host.size)
     host.Free()
@@ -58,7 +63,8 @@ def _cut(buffer: Any, nbytes: int) -> list[Any]:
 def _memory(array: Array) -> tuple[Any, np.ndarray | None]:
     """What MPI is to read or write for `array`, and the pinned host memory it is in if not the array's own."""
     if not backend.on_gpu(array):
-        return array.reshape(-1).view(np.uint8), None
+        plain = array.dtype.char in PLAIN and array.nbytes <= PIECE
+        return array if plain else array.reshape(-1).view(np.uint8), None
     if _cuda_aware():
         backend.synchronize()  # MPI does not know of the GPU's queue of work
         return MPI.buffer.fromaddress(array.data.ptr, array.nbytes), None
@@ -79,64 +85,98 @@ def _cuda_aware() -> bool:
 class MpiCommunicator(Communicator):
     """A communicator backed by one of MPI's."""
 
-    def __init__(self, comm: MPI.Comm, endings: Endings, timeout: float):
+    def __init__(self, comm: MPI.Comm, endings: Endings, parent: MpiCommunicator | None = None):
         self.rank = comm.rank
         self.size = comm.size
-        self.timeout = timeout
         self.mpi = comm
         self.endings = endings
         self.members = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
+        self.status = MPI.Status()
+        self.segment = SEGMENT if parent is None else parent.segment
+        self.timeout = default_timeout() if parent is None else parent.timeout
+        self.checked = default_checked() if parent is None else parent.checked
+        self.record = FlightRecord(self.clock) if parent is None else parent.record
+        self.in_flight: list[Handle] = [] if parent is None else parent.in_flight
+
+    clock = staticmethod(time.perf_counter)
+
+    def elapse(self, seconds: float) -> None:
+        pass
+
+    def reduced(self, nbytes: int) -> None:
+        pass
 
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
         buffer, staged = _memory(array)
         if staged is not None:
             backend.copy_into(staged, array)
-        pieces = [self.mpi.Isend((piece, MPI.BYTE), dest, tag) for piece in _cut(buffer, array.nbytes)]
-        return MpiRequest(self, pieces, array, None, dest, tag, receiving=False)
+        first, *rest = [self.mpi.Isend((piece, MPI.BYTE), dest, tag) for piece in _cut(buffer, array.nbytes)]
+        return MpiRequest(self, first, rest, array, None, dest, tag, receiving=False)
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
         buffer, staged = _memory(array)
-        pieces = [self.mpi.Irecv((piece, MPI.BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
-        return MpiRequest(self, pieces, array, staged, source, tag, receiving=True)
+        first, *rest = [self.mpi.Irecv((piece, MPI.BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
+        return MpiRequest(self, first, rest, array, staged, source, tag, receiving=True)
+
+    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
+        peers = sorted({peer for request in requests if isinstance(request, MpiRequest) for peer in request.peers()})
+        self.wait_for(lambda: any(r._poll() for r in requests), peers, timeout, requests[0])
 
     def _split(self, color: int | None, key: int) -> Communicator | None:
-        # MPI's own split waits without a deadline, so meet first; then it has nothing to wait for.
-        everyone = self.mpi.Ibarrier()
-        self.wait_for(everyone.Test, self.members, self.timeout, f"split(color={color}, key={key})")
+        self._meet(f"split(color={color}, key={key})")
         child = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if child == MPI.COMM_NULL else MpiCommunicator(child, self.endings, self.timeout)
+        return None if child == MPI.COMM_NULL else MpiCommunicator(child, self.endings, self)
 
     def _split_by_host(self) -> Communicator:
+        self._meet("split_by_host()")
+        return MpiCommunicator(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank), self.endings, self)
+
+    def _meet(self, why: str) -> None:
+        """Wait for all ranks: MPI's own split waits without a deadline, and now it has nothing to wait for."""
         everyone = self.mpi.Ibarrier()
-        self.wait_for(everyone.Test, self.members, self.timeout, "split_by_host()")
-        return MpiCommunicator(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank), self.endings, self.timeout)
+        self.wait_for(everyone.Test, self.members, None, why)
 
     def abort(self, code: int = 1) -> NoReturn:
         self.endings.abort(code)
 
-    def wait_for(self, test: Callable[[], bool], peers: list[int], timeout: float, what: str) -> None:
-        """Wait for `test()`, which depends on the world ranks `peers`; `what` names the operation if it fails."""
+    def wait_for(self, test: Callable[[], bool], peers: list[int], timeout: float | None, what: object) -> None:
+        """Wait for `test()`, which depends on the world ranks `peers`; `what` names the operation if it fails.
+
+        Operations in flight go on meanwhile.
+        """
+        timeout = self.timeout if timeout is None else timeout
 
         def who() -> str:
             whom = f"rank {peers[0]}" if len(peers) == 1 else f"one of ranks {shortened(peers)}"
             return f"{whom}: {what}, at {describe_stack(sys._getframe(1))}"
 
-        if not wait_until(test, timeout, lambda: self.endings.check(peers, test, who)):
-            raise TimeoutError(
-                f"rank {self.endings.rank} of {self.endings.size} has waited {timeout:g} s for {who()} "
-                "(the deadline is comm.timeout, at first MINIDIST_TIMEOUT or 600 s)"
-            )
+        def test_all() -> bool:
+            progress(self.in_flight)
+            return test()
+
+        waits = test_all if self.in_flight else test
+        self.record.waiting, self.record.waiting_since = what, self.clock()
+        try:
+            if wait_until(waits, timeout, lambda: self.endings.check(peers, test, who)):
+                return
+        finally:
+            self.record.waiting = None
+        raise TimeoutError(
+            f"rank {self.endings.rank} of {self.endings.size} has waited {timeout:g} s for {who()} "
+            "(the deadline is comm.timeout, at first MINIDIST_TIMEOUT or 600 s)"
+        )
 
 
 class MpiRequest(Request):
-    """A started send or receive: one MPI request for each piece, finished in order."""
+    """A started send or receive: one MPI request, or one for each piece, finished in order."""
 
-    __slots__ = ("comm", "pieces", "array", "staged", "peer", "tag", "receiving", "received", "status")
+    __slots__ = ("comm", "piece", "rest", "array", "staged", "peer", "tag", "receiving", "received")
 
     def __init__(
         self,
         comm: MpiCommunicator,
-        pieces: list[MPI.Request],
+        piece: MPI.Request,
+        rest: list[MPI.Request],
         array: Array,
         staged: np.ndarray | None,
         peer: int,
@@ -144,54 +184,57 @@ class MpiRequest(Request):
         receiving: bool,
     ):
         self.comm = comm
-        self.pieces = pieces  # those not finished
+        self.piece: MPI.Request | None = piece  # the one not finished; None when all are
+        self.rest = rest  # those after it
         self.array = array  # also keeps its memory alive while MPI uses it
         self.staged = staged  # host memory in which a GPU's array travels
         self.peer = peer
         self.tag = tag
         self.receiving = receiving
         self.received = 0  # bytes
-        self.status = MPI.Status() if receiving else None
+        self.entry = None
 
     def wait(self, timeout: float | None = None) -> None:
-        if not self.test():
-            comm = self.comm
-            timeout = comm.timeout if timeout is None else timeout
-            comm.wait_for(self.test, [comm.members[self.peer]], timeout, self._describe())
+        if not self._poll():
+            self.comm.wait_for(self._poll, self.peers(), timeout, self)
 
-    def test(self) -> bool:
-        while self.pieces:
+    def _poll(self) -> bool:
+        while self.piece is not None:
+            status = self.comm.status if self.receiving else None
             try:
-                if not self.pieces[0].Test(self.status):
+                if not self.piece.Test(status):
                     return False
             except MPI.Exception as error:
-                self.pieces = []
+                self.piece = None
                 if error.Get_error_class() == MPI.ERR_TRUNCATE:
-                    raise ValueError(f"{self._describe()}: {self._too_long()}") from None
+                    raise ValueError(f"{self}: {self._too_long(self.comm.status)}") from None
                 raise
-            del self.pieces[0]
-            if self.status is not None:
-                self.received += self.status.Get_count(MPI.BYTE)
-            if not self.pieces:
+            if status is not None:
+                self.received += status.Get_count(MPI.BYTE)
+            self.piece = self.rest.pop(0) if self.rest else None
+            if self.piece is None:
                 self._finish()
         return True
 
     def _finish(self) -> None:
         if self.receiving and self.received != self.array.nbytes:
-            raise ValueError(
-                f"{self._describe()}: the message has {self.received} bytes, the receiving array {self.array.nbytes}"
-            )
+            raise ValueError(f"{self}: the message has {self.received} bytes, the receiving array {self.array.nbytes}")
         if self.staged is not None:
             backend.copy_into(self.array, self.staged)
             self.staged = None
+        if self.entry is not None:
+            self.comm.record.end(self.entry)
 
-    def _too_long(self) -> str:
+    def _too_long(self, status: MPI.Status) -> str:
         """Some MPIs say how long a message is that did not fit, others do not."""
-        assert self.status is not None
-        size = self.received + self.status.Get_count(MPI.BYTE)
+        size = self.received + status.Get_count(MPI.BYTE)
         has = f"{size} bytes" if size > self.array.nbytes else "more bytes"
         return f"the message has {has}, the receiving array {self.array.nbytes}"
 
-    def _describe(self) -> str:
+    def peers(self) -> list[int]:
+        """World ranks it waits for."""
+        return [self.comm.members[self.peer]]
+
+    def __str__(self) -> str:
         what = "receive from" if self.receiving else "send to"
         return f"{what} rank {self.peer}, tag {self.tag}, {self.array.nbytes} bytes"

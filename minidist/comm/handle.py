@@ -1,0 +1,95 @@
+"""Operations in progress: a collective is a generator of the requests it waits for, and a Handle is one on its way.
+
+An algorithm says `yield request` where it cannot go on before that request is done. Who drives it decides what happens
+meanwhile: a blocking call waits for each request in turn; a handle goes on whenever this rank waits for anything, or
+tests it. So a rank that waits for one operation keeps all its others moving, and no order of waiting can deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from .base import Request
+
+if TYPE_CHECKING:
+    from .base import Communicator
+    from .record import Entry
+
+Steps = Generator[Request, None, None]  # an operation, as the requests that it has to wait for, one after the other
+
+
+class Handle(Request):
+    """An operation that has been started. `test` and `wait` as for a message; `wait` returns the operation's result.
+
+    The arrays it was given belong to it until it is done. What goes wrong in it is raised by its own wait or test,
+    whoever's waiting moved it on.
+    """
+
+    __slots__ = ("comm", "tag", "result", "current", "done", "_steps", "_error", "_going_on")
+
+    def __init__(self, comm: Communicator, tag: int, steps: Steps, result: Any, entry: Entry | None):
+        self.comm, self.tag, self.result, self.entry = comm, tag, result, entry
+        self.current: Request | None = None  # what it waits for, once it has been started
+        self.done = False
+        self._steps = steps
+        self._error: Exception | None = None
+        self._going_on = False
+        comm.in_flight.append(self)
+        self._go_on()  # its first messages leave now
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Return the operation's result when it is done. Errors as for Request.wait, and those of the operation."""
+        while not self.done:
+            if not progress(self.comm.in_flight):
+                self.comm._wait_any([h.current for h in self.comm.in_flight if h.current is not None], timeout)
+        return self._outcome()
+
+    def test(self) -> bool:
+        progress(self.comm.in_flight)
+        if not self.done and self.current is not None and self.current.test():
+            progress(self.comm.in_flight)
+        if self.done:
+            self._outcome()
+        return self.done
+
+    def _poll(self) -> bool:
+        progress(self.comm.in_flight)
+        return self.done
+
+    def _outcome(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self.result
+
+    def _go_on(self) -> bool:
+        """Do all that can be done without waiting; whether there was anything."""
+        if self._going_on or self.done:
+            return False
+        self._going_on, moved = True, False
+        try:
+            while self.current is None or self.current._poll():
+                moved = True
+                self.current = next(self._steps)
+        except StopIteration:
+            self._end()
+        except Exception as error:
+            self._error = error
+            self._end()
+        finally:
+            self._going_on = False
+        return moved
+
+    def _end(self) -> None:
+        self.done, self.current = True, None
+        self.comm.in_flight.remove(self)
+        if self.entry is not None:
+            self.comm.record.end(self.entry)
+
+
+def progress(in_flight: list[Handle]) -> bool:
+    """Let every operation in flight go on as far as it can without waiting; whether any could."""
+    moved = False
+    for handle in tuple(in_flight):
+        moved |= handle._go_on()
+    return moved
