@@ -10,18 +10,12 @@ Cost: lg P rounds, rounded up, of a + n b each, where the ring's chain of P - 1 
 from __future__ import annotations
 
 from ..backend import Array
-from ..comm.base import Communicator
+from ..comm.handle import Steps
+from .lane import Lane
 
-TAG = 32003
 
-
-def binomial_broadcast(comm: Communicator, array: Array, root: int = 0) -> Array:
-    """Every rank ends with the root's array. In place; returns array.
-
-    Shapes  array (any, contiguous), of equal size on all ranks; its content counts on the root only
-    Cost    P - 1 messages in all, of array.nbytes; at most ceil(lg P) sent by any rank
-    Errors  ValueError: a rank's array has another size
-    """
+def binomial_broadcast(comm: Lane, array: Array, root: int = 0) -> Steps:
+    """Every rank ends with the root's array. P - 1 messages in all, of n bytes; at most ceil(lg P) sent by any rank."""
     size = comm.size
     me = (comm.rank - root) % size  # number the ranks from the root on, so that the root is 0
 
@@ -30,11 +24,16 @@ def binomial_broadcast(comm: Communicator, array: Array, root: int = 0) -> Array
     while bit < size and not me & bit:
         bit *= 2
     if me:
-        comm.recv(array, (me - bit + root) % size, TAG)
+        yield comm.irecv(array, (me - bit + root) % size)
 
     # 2. Pass it on to those who differ from us in one lower bit, the farthest first: it has the most to pass on.
     while bit > 1:
         bit //= 2
         if me + bit < size:
-            comm.send(array, (me + bit + root) % size, TAG)
-    return array
+            comm.isend(array, (me + bit + root) % size)
+    yield from comm.sent()
+
+
+def binomial_broadcast_cost(P: int, n: int, a: float, b: float, g: float) -> float:
+    """ceil(lg P) (a + n b)"""
+    return (P - 1).bit_length() * (a + n * b)

@@ -1,6 +1,13 @@
-"""How an array is dealt to ranks: contiguous chunks whose sizes differ by at most one, as np.array_split cuts it."""
+"""How an array is dealt to ranks: contiguous chunks, one each, in the order of ranks.
+
+Unless the caller gives their sizes (MPI's "v" forms), these differ by at most one element, as np.array_split cuts.
+"""
 
 from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from itertools import accumulate
 
 from ..backend import Array
 
@@ -12,12 +19,48 @@ def chunk_slice(length: int, ranks: int, rank: int) -> slice:
     return slice(start, start + size + (rank < longer))
 
 
-def split(array: Array, ranks: int) -> list[Array]:
-    """All chunks of the flattened array, as views: writing to one writes to `array`.
+def checked_counts(counts: Sequence[int], ranks: int, length: int | None = None) -> list[int]:
+    """`counts` as a list of one size in elements per rank.
 
-    Errors  ValueError: the array is not contiguous, so that its flat form would be a copy
+    Errors  ValueError: another number of them, a negative one, or a sum other than `length`
     """
-    if not array.flags.c_contiguous:
-        raise ValueError(f"array of shape {array.shape} and strides {array.strides} is not contiguous in memory")
-    flat = array.reshape(-1)
-    return [flat[chunk_slice(flat.size, ranks, rank)] for rank in range(ranks)]
+    numbers = [operator.index(count) for count in counts]
+    if len(numbers) != ranks:
+        raise ValueError(f"counts has {len(numbers)} entries, the communicator {ranks} ranks")
+    if min(numbers) < 0:
+        raise ValueError(f"counts {numbers}: a chunk cannot have fewer than 0 elements")
+    if length is not None and sum(numbers) != length:
+        raise ValueError(f"counts {numbers} sum to {sum(numbers)}, the array has {length} elements")
+    return numbers
+
+
+class Chunks:
+    """A flat array, cut: chunks[i] is chunk i, and chunks[i:j] chunks i to j - 1 as one. Both are views of `flat`."""
+
+    __slots__ = ("flat", "ranks", "_ends")
+
+    def __init__(self, flat: Array, ranks: int, counts: list[int] | None = None):
+        self.flat = flat
+        self.ranks = ranks
+        self._ends = None if counts is None else [0, *accumulate(counts)]
+
+    def __len__(self) -> int:
+        return self.ranks
+
+    def start(self, index: int) -> int:
+        """Where chunk `index` begins; for index P, where the last one ends."""
+        if self._ends is not None:
+            return self._ends[index]
+        size, longer = divmod(self.flat.size, self.ranks)
+        return index * size + min(index, longer)
+
+    def __getitem__(self, index: int | slice) -> Array:
+        if isinstance(index, slice):
+            return self.flat[
+                self.start(index.start or 0) : self.start(self.ranks if index.stop is None else index.stop)
+            ]
+        return self.flat[self.start(index) : self.start(index + 1)]
+
+    def longest(self) -> int:
+        """Elements of the longest chunk."""
+        return max(self.start(i + 1) - self.start(i) for i in range(self.ranks)) if self._ends else len(self[0])

@@ -1,70 +1,89 @@
 """The plain versions: everything goes through one rank. Easy to believe, and the reference for the clever ones.
 
+    all-reduce      1 -> 0,  2 -> 0,  3 -> 0      the root receives each array and adds it to its own
+                    0 -> 1,  0 -> 2,  0 -> 3      and sends the result to each
+
 The root sends and receives (P-1) n bytes alone, while the others wait: time grows with the number of ranks.
 """
 
 from __future__ import annotations
 
-from ..backend import Array, namespace
-from ..comm.base import Communicator
-from .chunks import split
-from .reductions import combiner, finish
+from ..backend import Array
+from ..comm.handle import Steps
+from .chunks import Chunks
+from .lane import Lane
+from .reductions import Reduction
 
-TAG = 32002
 ROOT = 0
 
 
-def naive_broadcast(comm: Communicator, array: Array, root: int = ROOT) -> Array:
-    """The root sends its array to each other rank in turn. In place; returns array. P - 1 messages of n bytes."""
-    if comm.rank == root:
+def naive_reduce(comm: Lane, array: Array, reduction: Reduction, root: int = ROOT) -> Steps:
+    """The root ends with the sum over all ranks; the others' arrays stay as they are.
+
+    dtype   kept; accumulates in it: the root's own first, then the others in order
+    Cost    the root receives P - 1 messages of n bytes
+    """
+    if comm.rank != root:
+        comm.isend(array, root)
+    else:
+        theirs = comm.scratch_like(array)
         for rank in range(comm.size):
             if rank != root:
-                comm.send(array, rank, TAG)
+                yield comm.irecv(theirs, rank)
+                comm.combine(array, theirs, reduction)
+        comm.give_back(theirs)
+        reduction.finish(array, comm.size)
+    yield from comm.sent()
+
+
+def naive_broadcast(comm: Lane, array: Array, root: int = ROOT) -> Steps:
+    """The root sends its array to each other rank. P - 1 messages of n bytes."""
+    if comm.rank != root:
+        yield comm.irecv(array, root)
     else:
-        comm.recv(array, root, TAG)
-    return array
+        for rank in range(comm.size):
+            if rank != root:
+                comm.isend(array, rank)
+    yield from comm.sent()
 
 
-def naive_all_reduce(comm: Communicator, array: Array, op: str = "sum") -> Array:
-    """Reduce over all ranks; every rank ends with the whole result. In place; returns array.
+def naive_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> Steps:
+    """The one, then the other. Cost: the root receives and sends P - 1 messages of n bytes."""
+    yield from naive_reduce(comm, array, reduction)
+    yield from naive_broadcast(comm, array)
 
-    Shapes  array (any, contiguous), equal on all ranks
-    dtype   kept; accumulates in it, in the order of ranks
-    Cost    the root receives and sends P - 1 messages of array.nbytes
-    """
-    combine = combiner(op, array)
 
-    # 1. The root receives each rank's array and folds it into its own.
-    if comm.rank == ROOT:
-        theirs = namespace(array).empty_like(array)
+def naive_reduce_scatter(comm: Lane, chunks: Chunks, reduction: Reduction) -> Steps:
+    """A whole all-reduce, of which each rank uses a part."""
+    yield from naive_all_reduce(comm, chunks.flat, reduction)
+
+
+def naive_all_gather(comm: Lane, chunks: Chunks) -> Steps:
+    """The root receives each rank's chunk, where it belongs, and sends the whole to all."""
+    if comm.rank != ROOT:
+        comm.isend(chunks[comm.rank], ROOT)
+    else:
         for rank in range(1, comm.size):
-            comm.recv(theirs, rank, TAG)
-            combine(array, theirs)
-        finish(op, array, comm.size)
-    else:
-        comm.send(array, ROOT, TAG)
-
-    # 2. It sends the result to all.
-    return naive_broadcast(comm, array)
+            yield comm.irecv(chunks[rank], rank)
+    yield from comm.sent()
+    yield from naive_broadcast(comm, chunks.flat)
 
 
-def naive_reduce_scatter(comm: Communicator, array: Array, op: str = "sum") -> Array:
-    """Reduce over all ranks; return this rank's chunk (a view). It does a whole all-reduce, and uses a part of it."""
-    naive_all_reduce(comm, array, op)
-    return split(array, comm.size)[comm.rank]
+def naive_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
+    """(P-1) (a + n b + n g)"""
+    return (P - 1) * (a + n * b + n * g)
 
 
-def naive_all_gather(comm: Communicator, array: Array) -> Array:
-    """Every rank gives its chunk of the array; all end with all chunks. In place; returns array.
+def naive_broadcast_cost(P: int, n: int, a: float, b: float, g: float) -> float:
+    """(P-1) (a + n b)"""
+    return (P - 1) * (a + n * b)
 
-    Cost    the root receives P - 1 chunks and sends P - 1 whole arrays
-    """
-    chunks = split(array, comm.size)
-    # 1. The root receives each rank's chunk, where it belongs.
-    if comm.rank == ROOT:
-        for rank in range(1, comm.size):
-            comm.recv(chunks[rank], rank, TAG)
-    else:
-        comm.send(chunks[comm.rank], ROOT, TAG)
-    # 2. It sends all of them to all.
-    return naive_broadcast(comm, array)
+
+def naive_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
+    """(P-1) (2 a + 2 n b + n g)"""
+    return naive_reduce_cost(P, n, a, b, g) + naive_broadcast_cost(P, n, a, b, g)
+
+
+def naive_all_gather_cost(P: int, n: int, a: float, b: float, g: float) -> float:
+    """(P-1) (2 a + n/P b + n b)"""
+    return naive_broadcast_cost(P, n // P, a, b, g) + naive_broadcast_cost(P, n, a, b, g)

@@ -1,35 +1,75 @@
-"""What a reduction does to two arrays: one row per name."""
+"""What a reduction does to two ranks' arrays: one row per name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
 
 from ..backend import Array, namespace
 
 # name: the element-wise function, of NumPy and CuPy alike, that combines two ranks' arrays.
-OPS = {"sum": "add", "mean": "add", "prod": "multiply", "min": "minimum", "max": "maximum"}
+OPS = {
+    "sum": "add",
+    "mean": "add",
+    "prod": "multiply",
+    "min": "minimum",
+    "max": "maximum",
+    "logical_and": "logical_and",
+    "logical_or": "logical_or",
+    "logical_xor": "logical_xor",
+    "bitwise_and": "bitwise_and",
+    "bitwise_or": "bitwise_or",
+    "bitwise_xor": "bitwise_xor",
+}
 
-Combine = Callable[[Array, Array], None]
 
+def reduction_of(op: str, array: Array) -> Reduction:
+    """The reduction `op` for arrays like this one.
 
-def combiner(op: str, array: Array) -> Combine:
-    """A function combine(mine, theirs) that folds `theirs` into `mine`, in place.
-
-    Errors  ValueError: no such op, or the mean of a dtype that cannot hold it
+    Errors  ValueError: no such op, or the mean of a dtype that cannot hold it. TypeError: the op has no meaning for it
     """
+    return _reduction(op, array.dtype, namespace(array))
+
+
+@cache
+def _reduction(op: str, dtype: np.dtype, xp: Any) -> Reduction:
     if op not in OPS:
         raise ValueError(f"op {op!r}: choose one of {', '.join(OPS)}")
-    if op == "mean" and array.dtype.kind in "iub":
-        raise ValueError(f"op 'mean' of {array.dtype}: the mean of integers is not an integer; use op='sum' and divide")
-    function = getattr(namespace(array), OPS[op])
+    if op == "mean" and dtype.kind in "iub":
+        raise ValueError(f"op 'mean' of {dtype}: the mean of integers is no integer; use op='sum' and divide")
+    function, nothing = getattr(xp, OPS[op]), xp.empty(0, dtype)
+    try:
+        function(nothing, nothing, out=nothing)
+    except TypeError as error:
+        raise TypeError(f"op {op!r} of {dtype}: {error}") from None
+    return Reduction(op, function)
 
-    def combine(mine: Array, theirs: Array) -> None:
-        function(mine, theirs, out=mine)
 
-    return combine
+class Reduction:
+    """One of OPS, for arrays of one dtype."""
 
+    __slots__ = ("op", "_function")
 
-def finish(op: str, array: Array, ranks: int) -> None:
-    """Turn the combined values of all `ranks` into the result, in place: a mean is a sum, divided."""
-    if op == "mean" and ranks > 1:
-        array *= 1 / ranks  # half the time of a division
+    def __init__(self, op: str, function: Any):
+        self.op = op
+        self._function = function
+
+    def combine(self, mine: Array, theirs: Array, theirs_first: bool = False) -> None:
+        """Fold `theirs` into `mine`, in place.
+
+        Of two zeros or two nans, some functions return the first: where two ranks compute the same, the lower rank's
+        array must come first on both, or their bits could differ.
+        """
+        if theirs_first:
+            self._function(theirs, mine, out=mine)
+        else:
+            self._function(mine, theirs, out=mine)
+
+    def finish(self, array: Array, ranks: int) -> None:
+        """Turn the combined values of all `ranks` into the result, in place; twice does harm (of a mean)."""
+        if self.op == "mean" and ranks > 1:
+            array *= 1 / ranks  # half the time of a division
+        elif self.op.startswith("logical"):
+            array[...] = array != 0  # of one rank alone nothing has been combined yet

@@ -75,8 +75,8 @@ class Communicator(ABC):
     """`size` ranks that can send one another arrays; this process is number `rank`.
 
     Arrays are NumPy's or CuPy's, C-contiguous, of any dtype but object. `timeout` is the deadline, in seconds, of every
-    wait; a child made by `split` inherits it. A rank has one flight record, and one list of operations in flight, which
-    all its communicators share.
+    wait; a child made by `split` inherits it. A rank has one flight record, one list of operations in flight
+    and one of scratch memory, which all its communicators share.
     """
 
     rank: int
@@ -86,7 +86,9 @@ class Communicator(ABC):
     in_flight: list[Handle]
     checked: bool  # whether collectives compare what they were called with first (MINIDIST_CHECK=1)
     segment: float  # bytes; a larger message of a collective is cut, so that adding overlaps receiving
+    scratch: list[np.ndarray]  # memory that collectives have used and may use again
     operations = 0  # collectives started on this communicator so far
+    _by_host: tuple[Communicator, Communicator] | None = None
 
     # -- point to point -------------------------------------------------------------------------------------------
 
@@ -153,6 +155,12 @@ class Communicator(ABC):
         across = self.split(host.rank, self.rank)
         assert across is not None
         return host, across
+
+    def by_host(self) -> tuple[Communicator, Communicator]:
+        """As `split_by_host`, but made once and kept. Every rank must call it the first time."""
+        if self._by_host is None:
+            self._by_host = self.split_by_host()
+        return self._by_host
 
     # -- time, and what passes it ---------------------------------------------------------------------------------
 

@@ -25,11 +25,12 @@ from .endings import Endings
 from .handle import Handle, progress
 from .record import FlightRecord
 from .threads import share_cores
-from .waiting import wait_until
+from .waiting import TESTS, wait_until
 from .where import describe_stack, shortened
 
+BYTE = MPI.BYTE
 PIECE = 1 << 30  # bytes of the largest single MPI message
-SEGMENT = 1 << 18  # bytes; see Communicator.segment
+SEGMENT = 1 << 19  # bytes; see Communicator.segment
 PLAIN = frozenset("?bBhHiIlLqQefdFD")  # dtypes whose arrays MPI takes as they are, without our telling it the bytes
 
 
@@ -63,8 +64,7 @@ def _cut(buffer: Any, nbytes: int) -> list[Any]:
 def _memory(array: Array) -> tuple[Any, np.ndarray | None]:
     """What MPI is to read or write for `array`, and the pinned host memory it is in if not the array's own."""
     if not backend.on_gpu(array):
-        plain = array.dtype.char in PLAIN and array.nbytes <= PIECE
-        return array if plain else array.reshape(-1).view(np.uint8), None
+        return array.reshape(-1).view(np.uint8), None
     if _cuda_aware():
         backend.synchronize()  # MPI does not know of the GPU's queue of work
         return MPI.buffer.fromaddress(array.data.ptr, array.nbytes), None
@@ -97,6 +97,7 @@ class MpiCommunicator(Communicator):
         self.checked = default_checked() if parent is None else parent.checked
         self.record = FlightRecord(self.clock) if parent is None else parent.record
         self.in_flight: list[Handle] = [] if parent is None else parent.in_flight
+        self.scratch: list[np.ndarray] = [] if parent is None else parent.scratch
 
     clock = staticmethod(time.perf_counter)
 
@@ -107,16 +108,20 @@ class MpiCommunicator(Communicator):
         pass
 
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
+        if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
+            return MpiRequest(self, self.mpi.Isend((array, BYTE), dest, tag), array, dest, tag, False)
         buffer, staged = _memory(array)
         if staged is not None:
             backend.copy_into(staged, array)
-        first, *rest = [self.mpi.Isend((piece, MPI.BYTE), dest, tag) for piece in _cut(buffer, array.nbytes)]
-        return MpiRequest(self, first, rest, array, None, dest, tag, receiving=False)
+        pieces = [self.mpi.Isend((piece, BYTE), dest, tag) for piece in _cut(buffer, array.nbytes)]
+        return LongRequest(self, pieces, array, None, dest, tag, False)
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
+        if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
+            return MpiRequest(self, self.mpi.Irecv((array, BYTE), source, tag), array, source, tag, True)
         buffer, staged = _memory(array)
-        first, *rest = [self.mpi.Irecv((piece, MPI.BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
-        return MpiRequest(self, first, rest, array, staged, source, tag, receiving=True)
+        pieces = [self.mpi.Irecv((piece, BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
+        return LongRequest(self, pieces, array, staged, source, tag, True)
 
     def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
         peers = sorted({peer for request in requests if isinstance(request, MpiRequest) for peer in request.peers()})
@@ -168,67 +173,52 @@ class MpiCommunicator(Communicator):
 
 
 class MpiRequest(Request):
-    """A started send or receive: one MPI request, or one for each piece, finished in order."""
+    """A started send or receive."""
 
-    __slots__ = ("comm", "piece", "rest", "array", "staged", "peer", "tag", "receiving", "received")
+    __slots__ = ("comm", "request", "array", "peer", "tag", "receiving")
 
     def __init__(
-        self,
-        comm: MpiCommunicator,
-        piece: MPI.Request,
-        rest: list[MPI.Request],
-        array: Array,
-        staged: np.ndarray | None,
-        peer: int,
-        tag: int,
-        receiving: bool,
+        self, comm: MpiCommunicator, request: MPI.Request | None, array: Array, peer: int, tag: int, receiving: bool
     ):
         self.comm = comm
-        self.piece: MPI.Request | None = piece  # the one not finished; None when all are
-        self.rest = rest  # those after it
+        self.request = request  # None: done
         self.array = array  # also keeps its memory alive while MPI uses it
-        self.staged = staged  # host memory in which a GPU's array travels
         self.peer = peer
         self.tag = tag
         self.receiving = receiving
-        self.received = 0  # bytes
         self.entry = None
 
     def wait(self, timeout: float | None = None) -> None:
-        if not self._poll():
-            self.comm.wait_for(self._poll, self.peers(), timeout, self)
+        for _ in range(TESTS):  # most often it is done by then
+            if self._poll():
+                return
+        self.comm.wait_for(self._poll, self.peers(), timeout, self)
 
     def _poll(self) -> bool:
-        while self.piece is not None:
+        while self.request is not None:
             status = self.comm.status if self.receiving else None
             try:
-                if not self.piece.Test(status):
+                if not self.request.Test(status):
                     return False
             except MPI.Exception as error:
-                self.piece = None
-                if error.Get_error_class() == MPI.ERR_TRUNCATE:
-                    raise ValueError(f"{self}: {self._too_long(self.comm.status)}") from None
+                self.request = None
+                if status is not None and error.Get_error_class() == MPI.ERR_TRUNCATE:
+                    raise ValueError(f"{self}: {self._too_long(status.Get_count(BYTE))}") from None
                 raise
-            if status is not None:
-                self.received += status.Get_count(MPI.BYTE)
-            self.piece = self.rest.pop(0) if self.rest else None
-            if self.piece is None:
-                self._finish()
+            self.request = None
+            self._done(0 if status is None else status.Get_count(BYTE))
         return True
 
-    def _finish(self) -> None:
-        if self.receiving and self.received != self.array.nbytes:
-            raise ValueError(f"{self}: the message has {self.received} bytes, the receiving array {self.array.nbytes}")
-        if self.staged is not None:
-            backend.copy_into(self.array, self.staged)
-            self.staged = None
+    def _done(self, received: int) -> None:
+        """The MPI request is."""
+        if self.receiving and received != self.array.nbytes:
+            raise ValueError(f"{self}: the message has {received} bytes, the receiving array {self.array.nbytes}")
         if self.entry is not None:
             self.comm.record.end(self.entry)
 
-    def _too_long(self, status: MPI.Status) -> str:
+    def _too_long(self, received: int) -> str:
         """Some MPIs say how long a message is that did not fit, others do not."""
-        size = self.received + status.Get_count(MPI.BYTE)
-        has = f"{size} bytes" if size > self.array.nbytes else "more bytes"
+        has = f"{received} bytes" if received > self.array.nbytes else "more bytes"
         return f"the message has {has}, the receiving array {self.array.nbytes}"
 
     def peers(self) -> list[int]:
@@ -238,3 +228,33 @@ class MpiRequest(Request):
     def __str__(self) -> str:
         what = "receive from" if self.receiving else "send to"
         return f"{what} rank {self.peer}, tag {self.tag}, {self.array.nbytes} bytes"
+
+
+class LongRequest(MpiRequest):
+    """One in several pieces, or through staging memory, or of a dtype that MPI does not know."""
+
+    __slots__ = ("rest", "staged", "received")
+
+    def __init__(
+        self,
+        comm: MpiCommunicator,
+        pieces: list[MPI.Request],
+        array: Array,
+        staged: np.ndarray | None,
+        peer: int,
+        tag: int,
+        receiving: bool,
+    ):
+        super().__init__(comm, pieces[0], array, peer, tag, receiving)
+        self.rest = pieces[1:]  # finished in order
+        self.staged = staged  # host memory in which a GPU's array arrives
+        self.received = 0  # bytes, of the pieces that are done
+
+    def _done(self, received: int) -> None:
+        self.received += received
+        if self.rest:
+            self.request = self.rest.pop(0)
+            return
+        super()._done(self.received)
+        if self.staged is not None:
+            backend.copy_into(self.array, self.staged)

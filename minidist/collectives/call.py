@@ -1,0 +1,50 @@
+"""What every operation does around its algorithm: check the arguments, choose, start, record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..backend import Array
+from ..comm.base import Communicator
+from ..comm.handle import Handle, Steps
+from .lane import Lane
+
+
+def flat_view(comm: Communicator, array: Array, written: bool = True) -> Array:
+    """The array's elements in one dimension, not copied.
+
+    Errors  TypeError, ValueError: what is no array, or not contiguous, or read-only where it will be written
+    """
+    comm._check_array(array)
+    if written and not getattr(array.flags, "writeable", True):
+        raise ValueError(f"the result would be written to a read-only array (shape {array.shape}, {array.dtype})")
+    return array if array.ndim == 1 else array.reshape(-1)
+
+
+def run(
+    comm: Communicator,
+    operation: str,
+    algorithm: str,
+    lane: Lane,
+    steps: Steps,
+    array: Array,
+    result: Any,
+    async_op: bool,
+    *agreed: Any,
+) -> Any:
+    """Carry an operation out; or, with async_op, start it and return its Handle.
+
+    `agreed` are the arguments that have to be the same on all ranks; checked mode compares them.
+    """
+    entry = comm.record.begin(f"{operation} {algorithm}", comm, None, array, lane.tag)
+    if not async_op and not comm.in_flight:
+        for request in steps:
+            request.wait()
+        comm.record.end(entry)
+        return result
+    # A tag comes round again after TAGS operations. If the one that had it last is still under way, let it end first.
+    for handle in tuple(comm.in_flight):
+        if handle.tag == lane.tag and handle.comm is comm:
+            handle.wait()
+    handle = Handle(comm, lane.tag, steps, result, entry)
+    return handle if async_op else handle.wait()

@@ -1,0 +1,174 @@
+"""The operations, as a program calls them. All ranks of the communicator call the same, in the same order.
+
+With async_op=True an operation is started, and its Handle returned: `wait()` returns what the call would have, `test()`
+says whether it is done. Several may be in flight; the arrays belong to them meanwhile.
+
+`accumulate` is for arrays of 16-bit floats: "float32" makes them travel and add up in that dtype, rounded once at the
+end, for twice the bytes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import Array
+from ..comm.base import Communicator
+from ..comm.handle import Steps
+from .call import flat_view, run
+from .choice import choose
+from .chunks import Chunks, checked_counts
+from .lane import Lane
+from .reductions import reduction_of
+
+
+def all_reduce(
+    comm: Communicator,
+    array: Array,
+    op: str = "sum",
+    algorithm: str = "auto",
+    *,
+    accumulate: str | None = None,
+    async_op: bool = False,
+) -> Any:
+    """Combine all ranks' arrays; every rank ends with the whole result. In place; returns array.
+
+    `op` is one of OPS: sum, mean, prod, min, max, logical_and, ... All ranks get the same bits.
+    """
+    flat = flat_view(comm, array)
+    wide = _widened(flat, accumulate)
+    reduction = reduction_of(op, wide)
+    name, steps_of = choose(comm, "all_reduce", algorithm, wide.nbytes)
+    lane = Lane(comm)
+    steps = steps_of(lane, wide, reduction)
+    if wide is not flat:
+        steps = _narrowed(steps, wide, flat)
+    return run(comm, "all_reduce", name, lane, steps, array, array, async_op, op, array.shape)
+
+
+def reduce_scatter(
+    comm: Communicator,
+    array: Array,
+    op: str = "sum",
+    algorithm: str = "auto",
+    *,
+    counts: Sequence[int] | None = None,
+    accumulate: str | None = None,
+    async_op: bool = False,
+) -> Any:
+    """Combine all ranks' arrays; return this rank's chunk of the result, a view of `array` in one dimension.
+
+    `counts` are the elements of each rank's chunk; without it chunks are those of np.array_split(flat, P). The rest of
+    `array` is used as work space: afterwards it holds nothing of meaning.
+    """
+    flat = flat_view(comm, array)
+    sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
+    wide = _widened(flat, accumulate)
+    reduction = reduction_of(op, wide)
+    name, steps_of = choose(comm, "reduce_scatter", algorithm, wide.nbytes)
+    lane, chunks = Lane(comm), Chunks(wide, comm.size, sizes)
+    steps, chunk = steps_of(lane, chunks, reduction), chunks[comm.rank]
+    if wide is not flat:
+        chunk = Chunks(flat, comm.size, sizes)[comm.rank]
+        steps = _narrowed(steps, chunks[comm.rank], chunk)
+    return run(comm, "reduce_scatter", name, lane, steps, array, chunk, async_op, op, array.shape, sizes)
+
+
+def all_gather(
+    comm: Communicator,
+    array: Array,
+    algorithm: str = "auto",
+    *,
+    counts: Sequence[int] | None = None,
+    async_op: bool = False,
+) -> Any:
+    """Each rank's chunk of `array` counts; every rank ends with all of them. In place; returns array.
+
+    `counts` are the elements of each rank's chunk; without it chunks are those of np.array_split(flat, P).
+    """
+    flat = flat_view(comm, array)
+    sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
+    name, steps_of = choose(comm, "all_gather", algorithm, flat.nbytes)
+    lane = Lane(comm)
+    steps = steps_of(lane, Chunks(flat, comm.size, sizes))
+    return run(comm, "all_gather", name, lane, steps, array, array, async_op, array.shape, sizes)
+
+
+def broadcast(
+    comm: Communicator, array: Array, root: int = 0, algorithm: str = "auto", *, async_op: bool = False
+) -> Any:
+    """Every rank ends with the root's array. In place; returns array."""
+    root = _root(comm, root)
+    flat = flat_view(comm, array, written=comm.rank != root)
+    name, steps_of = choose(comm, "broadcast", algorithm, flat.nbytes)
+    lane = Lane(comm)
+    return run(comm, "broadcast", name, lane, steps_of(lane, flat, root), array, array, async_op, root, array.shape)
+
+
+def reduce(
+    comm: Communicator,
+    array: Array,
+    op: str = "sum",
+    root: int = 0,
+    algorithm: str = "auto",
+    *,
+    accumulate: str | None = None,
+    async_op: bool = False,
+) -> Any:
+    """Combine all ranks' arrays; the root ends with the result. In place; returns array.
+
+    The other ranks' arrays are used as work space: afterwards they hold nothing of meaning.
+    """
+    root = _root(comm, root)
+    flat = flat_view(comm, array)
+    wide = _widened(flat, accumulate)
+    reduction = reduction_of(op, wide)
+    name, steps_of = choose(comm, "reduce", algorithm, wide.nbytes)
+    lane = Lane(comm)
+    steps = steps_of(lane, wide, reduction, root)
+    if wide is not flat:
+        steps = _narrowed(steps, wide, flat)
+    return run(comm, "reduce", name, lane, steps, array, array, async_op, op, root, array.shape)
+
+
+def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = False) -> Any:
+    """Return when every rank has called it."""
+    name, steps_of = choose(comm, "barrier", algorithm, 0)
+    lane = Lane(comm)
+    return run(comm, "barrier", name, lane, steps_of(lane), _NOTHING, None, async_op)
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def _root(comm: Communicator, root: int) -> int:
+    root = operator.index(root)
+    if not 0 <= root < comm.size:
+        raise ValueError(f"root {root}: the ranks of this communicator are 0 to {comm.size - 1}")
+    return root
+
+
+def _widened(flat: Array, accumulate: str | None) -> Array:
+    """The array in the dtype to accumulate in: itself, or a copy."""
+    if accumulate is None:
+        return flat
+    dtype = np.dtype(accumulate)
+    if (
+        dtype not in (np.float32, np.float64)
+        or not flat.dtype.itemsize <= dtype.itemsize
+        or flat.dtype.kind not in "fV"
+    ):
+        raise ValueError(
+            f"accumulate={accumulate!r} of {flat.dtype}: only floats can be accumulated in another dtype, "
+            "in float32 or float64, and not in a narrower one"
+        )
+    return flat if dtype == flat.dtype else flat.astype(dtype)
+
+
+def _narrowed(steps: Steps, wide: Array, flat: Array) -> Steps:
+    """`steps`, which work on `wide`, and then its content rounded into `flat`."""
+    yield from steps
+    flat[...] = wide
