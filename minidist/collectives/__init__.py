@@ -11,7 +11,9 @@ np.array_split(flat, P), and rank r's chunk is number r; chunk_slice says where 
 A new algorithm is one file and one row of ALGORITHMS.
 """
 
+from .checked import Mismatch
 from .chunks import chunk_slice
+from .dealing import all_to_all, gather, scatter
 from .operations import all_gather, all_reduce, barrier, broadcast, reduce, reduce_scatter
 from .reductions import OPS
 from .table import ALGORITHMS
@@ -19,11 +21,15 @@ from .table import ALGORITHMS
 __all__ = [
     "ALGORITHMS",
     "OPS",
+    "Mismatch",
     "all_gather",
     "all_reduce",
+    "all_to_all",
     "barrier",
     "broadcast",
     "chunk_slice",
+    "gather",
     "reduce",
     "reduce_scatter",
+    "scatter",
 ]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..backend import Array
 from ..comm.base import Communicator
 from ..comm.handle import Handle, Steps
+from .checked import Mismatch, agree, claim
 from .lane import Lane
+
+PLAIN = frozenset("?bBhHiIlLqQefdFD")  # numbers
 
 
 def flat_view(comm: Communicator, array: Array, written: bool = True) -> Array:
@@ -15,6 +20,8 @@ def flat_view(comm: Communicator, array: Array, written: bool = True) -> Array:
 
     Errors  TypeError, ValueError: what is no array, or not contiguous, or read-only where it will be written
     """
+    if type(array) is np.ndarray and array.flags.carray and array.dtype.char in PLAIN:  # fine in every way, most often
+        return array if array.ndim == 1 else array.reshape(-1)
     comm._check_array(array)
     if written and not getattr(array.flags, "writeable", True):
         raise ValueError(f"the result would be written to a read-only array (shape {array.shape}, {array.dtype})")
@@ -30,12 +37,18 @@ def run(
     array: Array,
     result: Any,
     async_op: bool,
-    *agreed: Any,
+    **agreed: Any,
 ) -> Any:
     """Carry an operation out; or, with async_op, start it and return its Handle.
 
     `agreed` are the arguments that have to be the same on all ranks; checked mode compares them.
     """
+    if comm.checked:
+        try:
+            agree(comm, claim(f"{operation}({', '.join(f'{k}={v}' for k, v in agreed.items())}, {algorithm=!s})"))
+        except Mismatch:
+            comm.operations -= 1  # it was not started
+            raise
     entry = comm.record.begin(f"{operation} {algorithm}", comm, None, array, lane.tag)
     if not async_op and not comm.in_flight:
         for request in steps:

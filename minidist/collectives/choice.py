@@ -1,12 +1,28 @@
-"""algorithm="auto": which algorithm, for an array of this size, on these ranks and hosts."""
+"""algorithm="auto": which algorithm, for an array of this size, on these ranks and hosts.
+
+What `python -m minidist.comm tune` has measured on this machine decides (see tuning.py); for numbers of ranks that it
+has not measured, and without it, the α–β–γ model: of each algorithm's cost formula the smallest. A simulated
+communicator goes by the model with its own network's figures.
+
+Every rank comes to the same choice without asking the others: they all know the same figures (rank 0 of the world
+reads the file, when the world is opened).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from ..comm.base import Communicator
 from ..comm.handle import Steps
-from .table import ALGORITHMS
+from ..comm.network import Link, Network
+from .table import ALGORITHMS, Algorithm
+from .tuning import Tuning
+
+CLASSES = 48  # of sizes: class k holds the sizes of k bits, 2^(k-1) to 2^k - 1 bytes
+
+# What messages of processes on one host and over a fast network cost, Python included, where nothing was measured.
+USUAL = Network(alpha=6e-6, beta=1.5e-10, gamma=5e-11, ranks_per_host=1, between=Link(4e-5, 1e-9))
 
 
 def choose(comm: Communicator, operation: str, algorithm: str, nbytes: int) -> tuple[str, Callable[..., Steps]]:
@@ -15,8 +31,56 @@ def choose(comm: Communicator, operation: str, algorithm: str, nbytes: int) -> t
     Errors  ValueError: the operation has no algorithm of that name
     """
     if algorithm == "auto":
-        algorithm = "ring" if "ring" in ALGORITHMS[operation] else list(ALGORITHMS[operation])[-1]
+        if comm.choices is None:
+            comm.choices = choices_for(comm)
+        algorithm = comm.choices[operation][min(nbytes.bit_length(), CLASSES - 1)]
     row = ALGORITHMS[operation].get(algorithm)
     if row is None:
         raise ValueError(f"{operation}: no algorithm {algorithm!r}; choose auto, {', '.join(ALGORITHMS[operation])}")
+    if row.by_host:
+        comm.by_host()
     return algorithm, row.steps
+
+
+def choices_for(comm: Communicator) -> dict[str, list[str]]:
+    """Of each operation, the algorithm for each class of sizes."""
+    hosts = len(set(comm.hosts()))
+    if comm.network is not None:
+        free = not any((comm.network.alpha, comm.network.beta, comm.network.gamma, comm.network.between))
+        return by_model(USUAL if free else comm.network, comm.size, hosts)
+    return by_measurement(comm.tuning, comm.size, hosts)
+
+
+@cache
+def by_measurement(text: str, ranks: int, hosts: int) -> dict[str, list[str]]:
+    """The measured ones, where there are any; else by the model with the measured figures, or the usual ones."""
+    tuning = Tuning.read(text)
+    modelled = by_model(USUAL if tuning is None else tuning.network, ranks, hosts)
+    measured = {} if tuning is None else tuning.best(ranks, hosts, CLASSES)
+    return {operation: measured.get(operation, names) for operation, names in modelled.items()}
+
+
+@cache
+def by_model(network: Network, ranks: int, hosts: int) -> dict[str, list[str]]:
+    """The cheapest by their cost formulas, for arrays in the middle of each class."""
+    sizes = [0, *(round(0.75 * 2**k) for k in range(1, CLASSES))]
+    choices = {}
+    for operation, rows in ALGORITHMS.items():
+        able = {name: row for name, row in rows.items() if row.cost is not None}
+        choices[operation] = [
+            # Two formulas may differ in their rounding only; then the first algorithm is meant.
+            min(able, key=lambda name: float(f"{predicted(able[name], ranks, n, network, hosts):.9g}"))
+            for n in sizes
+        ]
+    return choices
+
+
+def predicted(row: Algorithm, ranks: int, nbytes: int, network: Network, hosts: int = 1) -> float:
+    """Seconds, by the model. On several hosts, an algorithm that knows nothing of them goes at the slow link's pace."""
+    assert row.cost is not None
+    link, between = Link(network.alpha, network.beta), network.between or Link(network.alpha, network.beta)
+    if row.by_host:
+        return row.cost(ranks, nbytes, link.alpha, link.beta, network.gamma, hosts, (between.alpha, between.beta))
+    if hosts > 1:
+        link = between
+    return row.cost(ranks, nbytes, link.alpha, link.beta, network.gamma)

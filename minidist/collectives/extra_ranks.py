@@ -13,11 +13,10 @@ Cost: 2 a + 2 n b + n g more. Source: Thakur, Rabenseifner & Gropp 2005, section
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from functools import cache
 
 from ..backend import Array
-from ..comm.base import Request
+from ..comm.handle import Steps
 from .lane import Lane
 from .reductions import Reduction
 
@@ -43,19 +42,17 @@ class PowerOfTwo:
 power_of_two = cache(PowerOfTwo)
 
 
-def hand_on(comm: Lane, array: Array, reduction: Reduction) -> Generator[Request, None, PowerOfTwo]:
-    """Fold the extra ranks' arrays into their neighbours'; returns the numbering of those that now work."""
-    group = power_of_two(comm.rank, comm.size)
+def hand_on(comm: Lane, array: Array, reduction: Reduction, group: PowerOfTwo) -> Steps:
+    """Fold the extra ranks' arrays into their neighbours'."""
     if comm.rank < 2 * group.extra:
         if group.number is None:
             comm.send_partial(array, comm.rank - 1)
             yield from comm.sent()
         else:
             yield from comm.fold_partial(array, comm.rank + 1, reduction)
-    return group
 
 
-def hand_back(comm: Lane, array: Array, group: PowerOfTwo) -> Generator[Request, None, None]:
+def hand_back(comm: Lane, array: Array, group: PowerOfTwo) -> Steps:
     """Give the extra ranks the result."""
     if comm.rank < 2 * group.extra:
         if group.number is None:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend import Array, empty, namespace
+from ..backend import Array, namespace
 from ..comm.base import Communicator, Request
 from ..comm.handle import Steps
 from .reductions import Reduction
 
 FIRST_TAG, TAGS = 32256, 512  # operations number their tags in turn, the same on all ranks
-SMALL, KEPT = 1 << 14, 1 << 22  # bytes of scratch memory: below SMALL it is cheap to make, above KEPT too big to keep
+SMALL, KEPT, LINE = 1 << 14, 1 << 22, 64  # bytes of scratch memory: below SMALL it is cheap to make, above KEPT too
+# big to keep; a cache line
 
 
 class Lane:
@@ -89,20 +90,24 @@ class Lane:
     def scratch_like(self, array: Array) -> Array:
         """Memory of an array's size, its content undefined; `give_back` what is no longer used.
 
-        What was used before is in the page table and perhaps in the cache; new memory of 256 KiB costs 60 us more.
+        It begins as far into a cache line as the array does: a kernel that copies from one process to another takes
+        up to twice as long between arrays that do not (256 KiB, all-reduce by 2 ranks: 93 us instead of 60). And it is
+        memory used before, where there is some: new memory has to be mapped first (60 us).
         """
-        if array.nbytes < SMALL or type(array) is not np.ndarray:
+        nbytes = array.nbytes
+        if nbytes < SMALL or type(array) is not np.ndarray:
             return namespace(array).empty_like(array)
-        pool, nbytes = self.comm.scratch, array.nbytes
-        fits = next((i for i, memory in enumerate(pool) if memory.nbytes >= nbytes), None)
-        memory = empty((nbytes,), np.uint8) if fits is None else pool.pop(fits)
-        return memory[:nbytes].view(array.dtype)
+        pool = self.comm.scratch
+        fits = next((i for i, memory in enumerate(pool) if memory.nbytes >= nbytes + LINE), None)
+        memory = np.empty(nbytes + 2 * LINE, np.uint8) if fits is None else pool.pop(fits)
+        start = (array.ctypes.data - memory.ctypes.data) % LINE
+        return memory[start : start + nbytes].view(array.dtype)
 
     def give_back(self, *scratch: Array) -> None:
         """End the use of what `scratch_like` returned."""
         for array in scratch:
-            if type(array) is np.ndarray and SMALL <= array.nbytes <= KEPT:
-                self.comm.scratch.append(array.view(np.uint8))
+            if SMALL <= array.nbytes <= KEPT and type(array) is np.ndarray:
+                self.comm.scratch.append(array.base)
 
     def _segments(self, array: Array) -> list[Array]:
         if array.nbytes <= self.comm.segment:

@@ -19,12 +19,15 @@ from ..backend import Array
 from ..comm.base import Communicator
 from ..comm.handle import Steps
 from .call import flat_view, run
+from .checked import refused_on_all
 from .choice import choose
 from .chunks import Chunks, checked_counts
+from .dealing import all_to_all, gather, scatter  # noqa: F401  they are operations like those below
 from .lane import Lane
 from .reductions import reduction_of
 
 
+@refused_on_all
 def all_reduce(
     comm: Communicator,
     array: Array,
@@ -39,16 +42,30 @@ def all_reduce(
     `op` is one of OPS: sum, mean, prod, min, max, logical_and, ... All ranks get the same bits.
     """
     flat = flat_view(comm, array)
-    wide = _widened(flat, accumulate)
+    wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     name, steps_of = choose(comm, "all_reduce", algorithm, wide.nbytes)
     lane = Lane(comm)
     steps = steps_of(lane, wide, reduction)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
-    return run(comm, "all_reduce", name, lane, steps, array, array, async_op, op, array.shape)
+    return run(
+        comm,
+        "all_reduce",
+        name,
+        lane,
+        steps,
+        array,
+        array,
+        async_op,
+        op=op,
+        shape=array.shape,
+        dtype=array.dtype,
+        accumulate=accumulate,
+    )
 
 
+@refused_on_all
 def reduce_scatter(
     comm: Communicator,
     array: Array,
@@ -66,7 +83,7 @@ def reduce_scatter(
     """
     flat = flat_view(comm, array)
     sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
-    wide = _widened(flat, accumulate)
+    wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     name, steps_of = choose(comm, "reduce_scatter", algorithm, wide.nbytes)
     lane, chunks = Lane(comm), Chunks(wide, comm.size, sizes)
@@ -74,9 +91,24 @@ def reduce_scatter(
     if wide is not flat:
         chunk = Chunks(flat, comm.size, sizes)[comm.rank]
         steps = _narrowed(steps, chunks[comm.rank], chunk)
-    return run(comm, "reduce_scatter", name, lane, steps, array, chunk, async_op, op, array.shape, sizes)
+    return run(
+        comm,
+        "reduce_scatter",
+        name,
+        lane,
+        steps,
+        array,
+        chunk,
+        async_op,
+        op=op,
+        shape=array.shape,
+        dtype=array.dtype,
+        counts=sizes,
+        accumulate=accumulate,
+    )
 
 
+@refused_on_all
 def all_gather(
     comm: Communicator,
     array: Array,
@@ -94,9 +126,22 @@ def all_gather(
     name, steps_of = choose(comm, "all_gather", algorithm, flat.nbytes)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(flat, comm.size, sizes))
-    return run(comm, "all_gather", name, lane, steps, array, array, async_op, array.shape, sizes)
+    return run(
+        comm,
+        "all_gather",
+        name,
+        lane,
+        steps,
+        array,
+        array,
+        async_op,
+        shape=array.shape,
+        dtype=array.dtype,
+        counts=sizes,
+    )
 
 
+@refused_on_all
 def broadcast(
     comm: Communicator, array: Array, root: int = 0, algorithm: str = "auto", *, async_op: bool = False
 ) -> Any:
@@ -105,9 +150,22 @@ def broadcast(
     flat = flat_view(comm, array, written=comm.rank != root)
     name, steps_of = choose(comm, "broadcast", algorithm, flat.nbytes)
     lane = Lane(comm)
-    return run(comm, "broadcast", name, lane, steps_of(lane, flat, root), array, array, async_op, root, array.shape)
+    return run(
+        comm,
+        "broadcast",
+        name,
+        lane,
+        steps_of(lane, flat, root),
+        array,
+        array,
+        async_op,
+        root=root,
+        shape=array.shape,
+        dtype=array.dtype,
+    )
 
 
+@refused_on_all
 def reduce(
     comm: Communicator,
     array: Array,
@@ -124,16 +182,31 @@ def reduce(
     """
     root = _root(comm, root)
     flat = flat_view(comm, array)
-    wide = _widened(flat, accumulate)
+    wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     name, steps_of = choose(comm, "reduce", algorithm, wide.nbytes)
     lane = Lane(comm)
     steps = steps_of(lane, wide, reduction, root)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
-    return run(comm, "reduce", name, lane, steps, array, array, async_op, op, root, array.shape)
+    return run(
+        comm,
+        "reduce",
+        name,
+        lane,
+        steps,
+        array,
+        array,
+        async_op,
+        op=op,
+        root=root,
+        shape=array.shape,
+        dtype=array.dtype,
+        accumulate=accumulate,
+    )
 
 
+@refused_on_all
 def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = False) -> Any:
     """Return when every rank has called it."""
     name, steps_of = choose(comm, "barrier", algorithm, 0)
@@ -151,10 +224,8 @@ def _root(comm: Communicator, root: int) -> int:
     return root
 
 
-def _widened(flat: Array, accumulate: str | None) -> Array:
+def _widened(flat: Array, accumulate: str) -> Array:
     """The array in the dtype to accumulate in: itself, or a copy."""
-    if accumulate is None:
-        return flat
     dtype = np.dtype(accumulate)
     if (
         dtype not in (np.float32, np.float64)

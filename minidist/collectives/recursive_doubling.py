@@ -16,7 +16,7 @@ from math import floor, log2
 
 from ..backend import Array
 from ..comm.handle import Steps
-from .extra_ranks import hand_back, hand_on
+from .extra_ranks import hand_back, hand_on, power_of_two
 from .lane import Lane
 from .reductions import Reduction
 
@@ -28,7 +28,9 @@ def recursive_doubling_all_reduce(comm: Lane, array: Array, reduction: Reduction
     Cost    lg P messages of n bytes sent per rank, for P a power of two; else see extra_ranks.py
     """
     # 1. Make the number of ranks a power of two.
-    group = yield from hand_on(comm, array, reduction)
+    group = power_of_two(comm.rank, comm.size)
+    if group.extra:
+        yield from hand_on(comm, array, reduction, group)
 
     # 2. Exchange sums with the partner in each bit of our number.
     #    Invariant: array is the sum over the numbers that differ from ours in bits below `bit` only.
@@ -45,7 +47,8 @@ def recursive_doubling_all_reduce(comm: Lane, array: Array, reduction: Reduction
         reduction.finish(array, comm.size)
 
     # 3. The ranks that rested get the result.
-    yield from hand_back(comm, array, group)
+    if group.extra:
+        yield from hand_back(comm, array, group)
 
 
 def recursive_doubling_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:

@@ -8,6 +8,8 @@ The arguments of the functions, after the lane:
     all_reduce        array, reduction           reduce       array, reduction, root
     reduce_scatter    chunks, reduction          broadcast    array, root
     all_gather        chunks                     scan         array, reduction
+    scatter           chunks, out, root          gather       chunks, array, root
+    all_to_all        chunks, out chunks
     barrier
 """
 
@@ -17,9 +19,24 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..comm.handle import Steps
-from . import binomial, dissemination, naive, recursive_doubling, ring
+from . import (
+    binomial,
+    bruck,
+    chain,
+    dissemination,
+    hierarchical,
+    linear,
+    naive,
+    pairwise,
+    rabenseifner,
+    recursive_doubling,
+    recursive_halving,
+    ring,
+    scatter_all_gather,
+    tree,
+)
 
-Cost = Callable[[int, int, float, float, float], float]
+Cost = Callable[..., float]
 
 
 class Algorithm(NamedTuple):
@@ -27,6 +44,7 @@ class Algorithm(NamedTuple):
 
     steps: Callable[..., Steps]
     cost: Cost | None = None  # None: not by the model, and never chosen by it
+    by_host: bool = False  # needs to know which ranks share a host; its cost takes `hosts` and `between` too
 
 
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
@@ -36,23 +54,54 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         "recursive_doubling": Algorithm(
             recursive_doubling.recursive_doubling_all_reduce, recursive_doubling.recursive_doubling_all_reduce_cost
         ),
+        "rabenseifner": Algorithm(rabenseifner.rabenseifner_all_reduce, rabenseifner.rabenseifner_all_reduce_cost),
+        "tree": Algorithm(tree.tree_all_reduce, tree.tree_all_reduce_cost),
+        "hierarchical": Algorithm(
+            hierarchical.hierarchical_all_reduce, hierarchical.hierarchical_all_reduce_cost, by_host=True
+        ),
     },
     "reduce_scatter": {
         "naive": Algorithm(naive.naive_reduce_scatter, naive.naive_all_reduce_cost),
         "ring": Algorithm(ring.ring_reduce_scatter, ring.ring_reduce_scatter_cost),
+        "recursive_halving": Algorithm(
+            recursive_halving.recursive_halving_reduce_scatter, recursive_halving.recursive_halving_reduce_scatter_cost
+        ),
+        "pairwise": Algorithm(pairwise.pairwise_reduce_scatter, pairwise.pairwise_reduce_scatter_cost),
     },
     "all_gather": {
         "naive": Algorithm(naive.naive_all_gather, naive.naive_all_gather_cost),
         "ring": Algorithm(ring.ring_all_gather, ring.ring_all_gather_cost),
+        "recursive_doubling": Algorithm(
+            recursive_halving.recursive_doubling_all_gather, recursive_halving.recursive_doubling_all_gather_cost
+        ),
+        "bruck": Algorithm(bruck.bruck_all_gather, bruck.bruck_all_gather_cost),
     },
     "broadcast": {
         "naive": Algorithm(naive.naive_broadcast, naive.naive_broadcast_cost),
         "binomial": Algorithm(binomial.binomial_broadcast, binomial.binomial_broadcast_cost),
+        "scatter_all_gather": Algorithm(
+            scatter_all_gather.scatter_all_gather_broadcast, scatter_all_gather.scatter_all_gather_broadcast_cost
+        ),
+        "chain": Algorithm(chain.chain_broadcast, chain.chain_broadcast_cost),
+    },
+    "scatter": {
+        "linear": Algorithm(linear.linear_scatter, linear.linear_cost),
+        "binomial": Algorithm(binomial.binomial_scatter, binomial.binomial_scatter_cost),
+    },
+    "gather": {
+        "linear": Algorithm(linear.linear_gather, linear.linear_cost),
+        "binomial": Algorithm(binomial.binomial_gather, binomial.binomial_scatter_cost),
+    },
+    "all_to_all": {
+        "pairwise": Algorithm(pairwise.pairwise_all_to_all, pairwise.pairwise_all_to_all_cost),
+        "bruck": Algorithm(bruck.bruck_all_to_all, bruck.bruck_all_to_all_cost),
     },
     "reduce": {
         "naive": Algorithm(naive.naive_reduce, naive.naive_reduce_cost),
+        "binomial": Algorithm(tree.binomial_reduce, tree.binomial_reduce_cost),
     },
     "barrier": {
         "dissemination": Algorithm(dissemination.dissemination_barrier, dissemination.dissemination_barrier_cost),
+        "tree": Algorithm(binomial.binomial_barrier, binomial.binomial_barrier_cost),
     },
 }

@@ -9,6 +9,8 @@ elif comm.rank == 1:
 
 from .base import MAX_TAG, Communicator, Request
 from .endings import PeerEnded, refuse
+from .handle import Handle, helper_thread
+from .network import Link, Network
 from .report import Deadlock, LostMessages
 from .simulated import Simulation, alone, simulate
 from .world import world
@@ -17,11 +19,15 @@ __all__ = [
     "MAX_TAG",
     "Communicator",
     "Deadlock",
+    "Handle",
+    "Link",
     "LostMessages",
+    "Network",
     "PeerEnded",
     "Request",
     "Simulation",
     "alone",
+    "helper_thread",
     "refuse",
     "simulate",
     "world",

@@ -22,7 +22,9 @@ import numpy as np
 from ..backend import Array, namespace, on_gpu
 
 if TYPE_CHECKING:
-    from .handle import Handle
+    from .mpi import Native
+    from .handle import InFlight
+    from .network import Network
     from .record import Entry, FlightRecord
 
 MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist itself
@@ -83,11 +85,15 @@ class Communicator(ABC):
     size: int
     timeout: float
     record: FlightRecord
-    in_flight: list[Handle]
+    in_flight: InFlight
     checked: bool  # whether collectives compare what they were called with first (MINIDIST_CHECK=1)
     segment: float  # bytes; a larger message of a collective is cut, so that adding overlaps receiving
     scratch: list[np.ndarray]  # memory that collectives have used and may use again
+    network: Network | None = None  # what messages cost, where that is known: in a simulation
+    tuning = ""  # what was measured on this machine, in JSON; the same on all ranks
+    choices: dict[str, list[str]] | None = None  # what "auto" means here; see collectives/choice.py
     operations = 0  # collectives started on this communicator so far
+    agreements = 0  # in checked mode: how often all ranks compared what they had called
     _by_host: tuple[Communicator, Communicator] | None = None
 
     # -- point to point -------------------------------------------------------------------------------------------
@@ -156,11 +162,22 @@ class Communicator(ABC):
         assert across is not None
         return host, across
 
+    @abstractmethod
+    def hosts(self) -> list[int]:
+        """A number for the host of each rank, the same for ranks on the same host. Known without asking anyone."""
+
     def by_host(self) -> tuple[Communicator, Communicator]:
         """As `split_by_host`, but made once and kept. Every rank must call it the first time."""
         if self._by_host is None:
             self._by_host = self.split_by_host()
         return self._by_host
+
+    def native(self, array: Array, op: str | None = None) -> Native:
+        """The MPI library's own collectives, for arrays like this one and for one of minidist.collectives.OPS.
+
+        Errors  ValueError: these ranks are simulated. TypeError: MPI does not know the dtype, or the op of it
+        """
+        raise ValueError("algorithm 'mpi' needs ranks started by mpirun; these are simulated")
 
     # -- time, and what passes it ---------------------------------------------------------------------------------
 

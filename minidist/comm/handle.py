@@ -7,7 +7,10 @@ tests it. So a rank that waits for one operation keeps all its others moving, an
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .base import Request
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from .base import Communicator
     from .record import Entry
 
+NAP = 5e-5  # seconds between a helper thread's looks, when nothing moves
 Steps = Generator[Request, None, None]  # an operation, as the requests that it has to wait for, one after the other
 
 
@@ -35,8 +39,9 @@ class Handle(Request):
         self._steps = steps
         self._error: Exception | None = None
         self._going_on = False
-        comm.in_flight.append(self)
-        self._go_on()  # its first messages leave now
+        with comm.in_flight.lock:
+            comm.in_flight.append(self)
+            self._go_on()  # its first messages leave now
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the operation's result when it is done. Errors as for Request.wait, and those of the operation."""
@@ -87,9 +92,44 @@ class Handle(Request):
             self.comm.record.end(self.entry)
 
 
-def progress(in_flight: list[Handle]) -> bool:
+class InFlight(list[Handle]):
+    """One rank's operations in flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.RLock()  # held by the thread that moves them on
+
+
+def progress(in_flight: InFlight) -> bool:
     """Let every operation in flight go on as far as it can without waiting; whether any could."""
     moved = False
-    for handle in tuple(in_flight):
-        moved |= handle._go_on()
+    with in_flight.lock:
+        for handle in tuple(in_flight):
+            moved |= handle._go_on()
     return moved
+
+
+@contextmanager
+def helper_thread(comm: Communicator) -> Iterator[None]:
+    """Inside of the `with`, a thread of its own moves this rank's operations in flight on, while the program computes.
+
+    Without it they only move when this rank waits or tests. It takes a core: with as many busy ranks as cores it does
+    harm (see benchmarks/overlap.py). Arrays must be on the CPU.
+
+    Errors  ValueError: simulated ranks, which run one at a time
+    """
+    if comm.network is not None:
+        raise ValueError("a helper thread needs ranks started by mpirun; these are simulated, and run one at a time")
+    over = threading.Event()
+
+    def help_on() -> None:
+        while not over.is_set():
+            time.sleep(0 if comm.in_flight and progress(comm.in_flight) else NAP)
+
+    thread = threading.Thread(target=help_on, name="minidist helper", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

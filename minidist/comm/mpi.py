@@ -21,12 +21,15 @@ from mpi4py import MPI
 from .. import backend
 from ..backend import Array
 from .base import Communicator, Request, default_checked, default_timeout
-from .endings import Endings
-from .handle import Handle, progress
-from .record import FlightRecord
+from .endings import Endings, say
+from .handle import InFlight, progress
+from .record import FlightRecord, Waiting
+from .status import place_in
+from .stored import stored_tuning
 from .threads import share_cores
-from .waiting import TESTS, wait_until
-from .where import describe_stack, shortened
+from .waiting import FIRST_TESTS, wait_until
+from .watchdog import Watchdog
+from .where import shortened
 
 BYTE = MPI.BYTE
 PIECE = 1 << 30  # bytes of the largest single MPI message
@@ -37,16 +40,31 @@ PLAIN = frozenset("?bBhHiIlLqQefdFD")  # dtypes whose arrays MPI takes as they a
 def open_world() -> MpiCommunicator:
     """The communicator of all ranks; every rank must call it, once.
 
-    From here on an exception, sys.exit or the death of one rank ends the job (see endings.py), and BLAS uses this
-    rank's share of the cores.
+    From here on an exception, sys.exit or the death of one rank ends the job (see endings.py), a wait that passes its
+    deadline is explained (see watchdog.py), and BLAS uses this rank's share of the cores.
     """
     endings = Endings(MPI, MPI.COMM_WORLD.Dup())
     endings.install()
     world = MpiCommunicator(MPI.COMM_WORLD.Dup(), endings)
+    if world.size > 1:
+        endings.watchdog = Watchdog(MPI, MPI.COMM_WORLD.Dup(), world, say)
+        endings.watchdog.start()
     host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(host.size)
+    first = np.array(MPI.Group.Translate_ranks(host.group, [0], MPI.COMM_WORLD.group))
+    MPI.COMM_WORLD.Allgather(first, world.world_hosts)
     host.Free()
+    world.tuning = _told_by_rank_0(stored_tuning() if world.rank == 0 else "")
     return world
+
+
+def _told_by_rank_0(text: str) -> str:
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = np.array([data.size])
+    MPI.COMM_WORLD.Bcast(length)
+    data = np.resize(data, length[0])
+    MPI.COMM_WORLD.Bcast(data)
+    return data.tobytes().decode()
 
 
 def library() -> str:
@@ -91,15 +109,20 @@ class MpiCommunicator(Communicator):
         self.mpi = comm
         self.endings = endings
         self.members = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
-        self.status = MPI.Status()
+        # The host of each rank of the world, and what `stored_tuning` gave on its rank 0: filled in by open_world.
+        self.world_hosts: np.ndarray = np.zeros(endings.size, np.int64) if parent is None else parent.world_hosts
+        self.tuning: str = "" if parent is None else parent.tuning
         self.segment = SEGMENT if parent is None else parent.segment
         self.timeout = default_timeout() if parent is None else parent.timeout
         self.checked = default_checked() if parent is None else parent.checked
         self.record = FlightRecord(self.clock) if parent is None else parent.record
-        self.in_flight: list[Handle] = [] if parent is None else parent.in_flight
+        self.in_flight = InFlight() if parent is None else parent.in_flight
         self.scratch: list[np.ndarray] = [] if parent is None else parent.scratch
 
     clock = staticmethod(time.perf_counter)
+
+    def hosts(self) -> list[int]:
+        return self.world_hosts[self.members].tolist()
 
     def elapse(self, seconds: float) -> None:
         pass
@@ -125,7 +148,12 @@ class MpiCommunicator(Communicator):
 
     def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
         peers = sorted({peer for request in requests if isinstance(request, MpiRequest) for peer in request.peers()})
-        self.wait_for(lambda: any(r._poll() for r in requests), peers, timeout, requests[0])
+
+        def test() -> bool:
+            with self.in_flight.lock:  # a helper thread may be testing the same ones
+                return any(request._poll() for request in requests)
+
+        self.wait_for(test, peers, timeout, requests[0])
 
     def _split(self, color: int | None, key: int) -> Communicator | None:
         self._meet(f"split(color={color}, key={key})")
@@ -141,33 +169,40 @@ class MpiCommunicator(Communicator):
         everyone = self.mpi.Ibarrier()
         self.wait_for(everyone.Test, self.members, None, why)
 
+    def native(self, array: Array, op: str | None = None) -> Native:
+        return Native(self, array, op)
+
     def abort(self, code: int = 1) -> NoReturn:
         self.endings.abort(code)
 
     def wait_for(self, test: Callable[[], bool], peers: list[int], timeout: float | None, what: object) -> None:
         """Wait for `test()`, which depends on the world ranks `peers`; `what` names the operation if it fails.
 
-        Operations in flight go on meanwhile.
+        Operations in flight go on meanwhile. `timeout` None: the communicator's deadline; when that passes, a table of
+        what every rank is doing is printed before TimeoutError is raised.
         """
-        timeout = self.timeout if timeout is None else timeout
+        seconds = self.timeout if timeout is None else timeout
+        record, watchdog = self.record, self.endings.watchdog
 
         def who() -> str:
             whom = f"rank {peers[0]}" if len(peers) == 1 else f"one of ranks {shortened(peers)}"
-            return f"{whom}: {what}, at {describe_stack(sys._getframe(1))}"
+            return f"{whom}: {what}, at {place_in(sys._getframe(1))}"
 
         def test_all() -> bool:
             progress(self.in_flight)
             return test()
 
         waits = test_all if self.in_flight else test
-        self.record.waiting, self.record.waiting_since = what, self.clock()
+        before, record.waiting = record.waiting, Waiting(what, peers, self.clock())
         try:
-            if wait_until(waits, timeout, lambda: self.endings.check(peers, test, who)):
+            if wait_until(waits, seconds, lambda: self.endings.check(peers, test, who)):
                 return
+            if timeout is None and watchdog is not None:
+                watchdog.deadline_passed(record.waiting.since, seconds)
         finally:
-            self.record.waiting = None
+            record.waiting = before
         raise TimeoutError(
-            f"rank {self.endings.rank} of {self.endings.size} has waited {timeout:g} s for {who()} "
+            f"rank {self.endings.rank} of {self.endings.size} has waited {seconds:g} s for {who()} "
             "(the deadline is comm.timeout, at first MINIDIST_TIMEOUT or 600 s)"
         )
 
@@ -175,7 +210,7 @@ class MpiCommunicator(Communicator):
 class MpiRequest(Request):
     """A started send or receive."""
 
-    __slots__ = ("comm", "request", "array", "peer", "tag", "receiving")
+    __slots__ = ("comm", "request", "array", "peer", "tag", "receiving", "status")
 
     def __init__(
         self, comm: MpiCommunicator, request: MPI.Request | None, array: Array, peer: int, tag: int, receiving: bool
@@ -186,17 +221,18 @@ class MpiRequest(Request):
         self.peer = peer
         self.tag = tag
         self.receiving = receiving
+        self.status = MPI.Status() if receiving else None
         self.entry = None
 
     def wait(self, timeout: float | None = None) -> None:
-        for _ in range(TESTS):  # most often it is done by then
+        for _ in range(FIRST_TESTS):
             if self._poll():
                 return
         self.comm.wait_for(self._poll, self.peers(), timeout, self)
 
     def _poll(self) -> bool:
         while self.request is not None:
-            status = self.comm.status if self.receiving else None
+            status = self.status
             try:
                 if not self.request.Test(status):
                     return False
@@ -258,3 +294,95 @@ class LongRequest(MpiRequest):
         super()._done(self.received)
         if self.staged is not None:
             backend.copy_into(self.array, self.staged)
+
+
+# -- MPI's own collectives ----------------------------------------------------------------------------------------------
+
+# op: MPI's for numbers, and for truth values, whose sum is NumPy's. The logical ones are of C's integers only, there.
+NATIVE_OPS = {
+    "sum": (MPI.SUM, MPI.LOR, "iufcb"),
+    "mean": (MPI.SUM, MPI.LOR, "fc"),
+    "prod": (MPI.PROD, MPI.LAND, "iufcb"),
+    "min": (MPI.MIN, MPI.LAND, "iufb"),
+    "max": (MPI.MAX, MPI.LOR, "iufb"),
+    "logical_and": (MPI.LAND, MPI.LAND, "iub"),
+    "logical_or": (MPI.LOR, MPI.LOR, "iub"),
+    "logical_xor": (MPI.LXOR, MPI.LXOR, "iub"),
+    "bitwise_and": (MPI.BAND, MPI.LAND, "iub"),
+    "bitwise_or": (MPI.BOR, MPI.LOR, "iub"),
+    "bitwise_xor": (MPI.BXOR, MPI.LXOR, "iub"),
+}
+
+
+class Native:
+    """MPI's non-blocking collectives for arrays like one, and for one op; see `Communicator.native`."""
+
+    def __init__(self, comm: MpiCommunicator, array: Array, op: str | None):
+        self.comm, self.mpi = comm, comm.mpi
+        if backend.on_gpu(array):
+            raise TypeError("algorithm 'mpi' takes arrays in host memory; choose another for an array on a GPU")
+        kind = array.dtype.kind
+        try:
+            self.type = MPI.Datatype.fromcode(array.dtype.char)
+        except (KeyError, ValueError):
+            raise TypeError(f"algorithm 'mpi': MPI has no type for {array.dtype}; choose another") from None
+        if op is not None:
+            for_numbers, for_truth, kinds = NATIVE_OPS[op]
+            if kind not in kinds:
+                raise TypeError(f"algorithm 'mpi': MPI has no op {op!r} of {array.dtype}; choose another")
+            self.op = for_truth if kind == "b" else for_numbers
+
+    def all_reduce(self, array: Array) -> Request:
+        return self._request("Iallreduce", array, MPI.IN_PLACE, self._of(array), self.op)
+
+    def reduce_scatter(self, array: Array, out: Array, counts: list[int]) -> Request:
+        return self._request("Ireduce_scatter", array, self._of(array), self._of(out), counts, self.op)
+
+    def all_gather(self, array: Array, counts: list[int]) -> Request:
+        return self._request("Iallgatherv", array, MPI.IN_PLACE, self._of(array, counts))
+
+    def broadcast(self, array: Array, root: int) -> Request:
+        return self._request("Ibcast", array, self._of(array), root)
+
+    def reduce(self, array: Array, root: int) -> Request:
+        buffers = (MPI.IN_PLACE, self._of(array)) if self.comm.rank == root else (self._of(array), None)
+        return self._request("Ireduce", array, *buffers, self.op, root)
+
+    def scatter(self, array: Array, counts: list[int], out: Array, root: int) -> Request:
+        dealt = self._of(array, counts) if self.comm.rank == root else None
+        return self._request("Iscatterv", out, dealt, self._of(out), root)
+
+    def gather(self, array: Array, out: Array, counts: list[int], root: int) -> Request:
+        collected = self._of(out, counts) if self.comm.rank == root else None
+        return self._request("Igatherv", array, self._of(array), collected, root)
+
+    def all_to_all(self, array: Array, counts: list[int], out: Array, out_counts: list[int]) -> Request:
+        return self._request("Ialltoallv", array, self._of(array, counts), self._of(out, out_counts))
+
+    def scan(self, array: Array, out: Array, exclusive: bool) -> Request:
+        return self._request("Iexscan" if exclusive else "Iscan", array, self._of(array), self._of(out), self.op)
+
+    def barrier(self) -> Request:
+        return self._request("Ibarrier", np.empty(0, np.uint8))
+
+    def _of(self, array: Array, counts: list[int] | None = None) -> list[Any]:
+        return [array, self.type] if counts is None else [array, counts, None, self.type]
+
+    def _request(self, name: str, array: Array, *arguments: Any) -> Request:
+        return NativeRequest(self.comm, getattr(self.mpi, name)(*arguments), array, name)
+
+
+class NativeRequest(MpiRequest):
+    """One of MPI's own collectives, started. It keeps the arrays alive that MPI was given."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, comm: MpiCommunicator, request: MPI.Request, array: Array, name: str):
+        super().__init__(comm, request, array, comm.rank, 0, False)
+        self.name = name
+
+    def peers(self) -> list[int]:
+        return [member for rank, member in enumerate(self.comm.members) if rank != self.comm.rank] or self.comm.members
+
+    def __str__(self) -> str:
+        return f"MPI_{self.name}, {self.array.nbytes} bytes"

@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable
 
+FIRST_TESTS = 4  # tests before a wait begins
 TESTS = 16  # tests in a turn
 YIELD_SECONDS = 1e-3  # for so long, give up the core between turns, but ask for it back at once
 SLEEP_PART = 1 / 50  # afterwards sleep between turns for this part of the time waited so far ...
@@ -36,16 +37,16 @@ _give_way = getattr(os, "sched_yield", _sleep_zero)
 def wait_until(test: Callable[[], bool], timeout: float, watch: Callable[[], None]) -> bool:
     """Wait until `test()` is true; False after `timeout` seconds. Calls `watch` now and then; it may raise."""
     start = time.monotonic()
-    next_watch = WATCH_SECONDS
+    waited, next_watch = 0.0, WATCH_SECONDS
     while True:
-        for _ in range(TESTS):
-            if test():
-                return True
-        waited = time.monotonic() - start
         if waited < YIELD_SECONDS:
             _give_way()
         else:
             time.sleep(min(waited * SLEEP_PART, LONGEST_SLEEP))
+        for _ in range(TESTS):
+            if test():
+                return True
+        waited = time.monotonic() - start
         if waited >= next_watch:
             watch()
             next_watch = waited + WATCH_SECONDS

@@ -68,14 +68,15 @@ def data_parallel(
     if lost:
         raise ValueError(f"the optimizer lacks parameters that the model trains: {', '.join(lost)}")
     # D.3(1) Initialise the parameters: every rank starts from rank 0's.
-    for part in optimizer.parts:
-        broadcast(comm, part.flat.data)
-        part.flat.changed()
-    for p in model.parameters():
-        if p not in known:  # frozen, and left out of the optimizer
-            broadcast(comm, p.data)
-    for _, buffer in model.named_buffers():
-        broadcast(comm, buffer.data)
+    with comm.step("D.3(1) initialise"):
+        for part in optimizer.parts:
+            broadcast(comm, part.flat.data)
+            part.flat.changed()
+        for p in model.parameters():
+            if p not in known:  # frozen, and left out of the optimizer
+                broadcast(comm, p.data)
+        for _, buffer in model.named_buffers():
+            broadcast(comm, buffer.data)
     wrapped = DataParallel(model, optimizer, comm, zero, algorithm)
     return wrapped, ShardedOptimizer(optimizer, comm, algorithm) if zero else optimizer
 
@@ -112,21 +113,22 @@ class DataParallel(Module):
                 "backward adds to gradients of which, with zero=1, this rank has the average of a part only: call "
                 "optimizer.zero_grad() before each backward, or use zero=0 to add up gradients"
             )
-        # 1. Tell one another how many samples were taken in, and which parameters were used.
-        mine = [here, *(p.grad is not None for p in parameters)]
-        told = exchange(self.comm, np.array(mine, np.int64))
-        counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
-        # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
-        #    weighted before. From an empty share may come anything, nan too.
-        equal = bool((counts == counts[0]).all())
-        for part in self.optimizer.parts:
-            gradient = part.flat.gradient()
-            if not here:
-                gradient.fill(0)
-            elif not equal:
-                gradient *= here / int(counts.sum())
-            reduce = reduce_scatter if self.zero else all_reduce
-            reduce(self.comm, gradient, "mean" if equal else "sum", algorithm=self.algorithm)
+        with self.comm.step("D.3(4) average gradients"):
+            # 1. Tell one another how many samples were taken in, and which parameters were used.
+            mine = [here, *(p.grad is not None for p in parameters)]
+            told = exchange(self.comm, np.array(mine, np.int64))
+            counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
+            # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
+            #    weighted before. From an empty share may come anything, nan too.
+            equal = bool((counts == counts[0]).all())
+            for part in self.optimizer.parts:
+                gradient = part.flat.gradient()
+                if not here:
+                    gradient.fill(0)
+                elif not equal:
+                    gradient *= here / int(counts.sum())
+                reduce = reduce_scatter if self.zero else all_reduce
+                reduce(self.comm, gradient, "mean" if equal else "sum", algorithm=self.algorithm)
         # 3. A parameter that only other ranks used has a gradient now. One that nobody used has none, as on one rank.
         for p, anywhere in zip(parameters, used, strict=True):
             if anywhere and p.grad is None:

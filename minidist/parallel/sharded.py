@@ -42,8 +42,9 @@ class ShardedOptimizer:
         Cost  n (P-1)/P bytes in P - 1 messages a rank, for n bytes of parameters
         """
         loss = self.optimizer.step(closure)
-        for part in self.optimizer.parts:
-            all_gather(self.comm, part.flat.data, algorithm=self.algorithm)
+        with self.comm.step("D.3(4) gather parameters"):
+            for part in self.optimizer.parts:
+                all_gather(self.comm, part.flat.data, algorithm=self.algorithm)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
