@@ -41,7 +41,8 @@ import time
 from itertools import islice
 from pathlib import Path
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+from common import ONE_THREAD, RESULTS, machine, spread
+
 BATCH, WARM_UP = 128, 30
 
 
@@ -159,10 +160,6 @@ def launch(contender: str, ranks: int, epochs: int) -> dict:
     }
 
 
-def spread(values: list[float], form: str) -> str:
-    return f"{statistics.median(values):{form}} ({min(values):{form}} – {max(values):{form}})"
-
-
 def autograd_overhead() -> list[str]:
     """The cost of one small recorded operation: tensors of 8 elements, chains of 200 operations."""
     import numpy as np
@@ -214,7 +211,11 @@ def main() -> None:
         Path(args.folder, f"rank-{report['rank']}.json").write_text(json.dumps(report))
         return
 
-    lines = [machine(), f"{args.repeats} repeats of {args.epochs} epochs; samples/s of all ranks, median (range)", ""]
+    lines = [
+        machine(PyTorch="torch"),
+        f"{args.repeats} repeats of {args.epochs} epochs; samples/s of all ranks, median (range)",
+        "",
+    ]
     columns = f"{'first epoch':<27}{'whole job':<27}{'against PyTorch':<22}{'start-up s':<12}peak MB/rank"
     lines.append(f"{'ranks':>5}  {'contender':<26}{columns}")
     print("\n".join(lines), flush=True)
@@ -241,9 +242,8 @@ def main() -> None:
     lines += ["", *overhead]
     print("\n".join(["", *overhead]))
     if args.save:
-        results = Path(__file__).parent / "results"
-        results.mkdir(exist_ok=True)
-        (results / "train_mlp.txt").write_text("\n".join(lines) + "\n")
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "train_mlp.txt").write_text("\n".join(lines) + "\n")
 
 
 def label(name: str, ranks: int) -> str:
@@ -260,24 +260,6 @@ def check_losses(runs: dict[str, list[dict]]) -> None:
         for run in several:
             worst = max(abs(a - b) / b for a, b in zip(run["losses"], expected, strict=True))
             assert worst < 1e-2, f"{name}: losses differ from PyTorch's by {worst:.2e}"
-
-
-def machine() -> str:
-    import numpy
-    import torch
-
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return (
-        f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {numpy.__version__}, "
-        f"PyTorch {torch.__version__}; commit {commit}; {time.strftime('%Y-%m-%d')}"
-    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gc
 import random
 import time
 import traceback
+import weakref
 from contextvars import ContextVar
 
 import numpy as np
@@ -168,14 +169,30 @@ def test_a_deadlock_prints_the_circle_with_tags_and_lines():
 def test_a_deadlock_inside_minidist_names_the_line_that_called_it():
     def program(comm):
         if comm.rank:
-            all_reduce(comm, np.zeros(10))  # who called
+            all_reduce(comm, np.zeros(10), algorithm="ring")  # who called
 
     with pytest.raises(Deadlock) as caught:
         simulate(program, 3)
-    line = next(line for line in str(caught.value).splitlines() if " in ring_reduce_scatter" in line)
-    assert "ring.py:" in line
-    assert "called from " in line
-    assert line_of("who called") + "program" in line
+    text = str(caught.value)
+    assert "float64[3], of all_reduce ring\n" in text
+    assert "called from " in text
+    assert line_of("who called") + "program" in text
+
+
+def test_a_deadlock_names_the_step_of_the_program():
+    def program(comm):
+        with comm.step("M.2(4)"):
+            receive = comm.irecv(one(), 1 - comm.rank)
+        with comm.step("M.2(5)"):
+            if comm.rank == 0:
+                receive.wait()  # belongs to the step that started it
+            else:
+                comm.split(0)
+
+    with pytest.raises(Deadlock) as caught:
+        simulate(program, 2)
+    assert "rank 0 waits for rank 1: receive from rank 1, tag 0, float64[1], in step M.2(4)\n" in str(caught.value)
+    assert "rank 1 waits for rank 0: split, in step M.2(5)\n" in str(caught.value)
 
 
 def test_a_split_that_a_rank_does_not_call_is_a_deadlock():
@@ -199,6 +216,28 @@ def test_a_deadlock_of_a_thousand_ranks_is_found_at_once_and_reported_in_few_lin
         simulate(lambda comm: comm.recv(one(), (comm.rank + 1) % comm.size), 1000)
     assert time.monotonic() - start < 5
     assert len(str(caught.value).splitlines()) < 50
+
+
+def test_a_chain_of_a_thousand_waiting_ranks_is_reported_at_once():
+    start = time.monotonic()
+    with pytest.raises(Deadlock, match=r"rank 0 waits for rank 1: (.|\n)*and 979 more"):
+        simulate(lambda comm: comm.rank < 999 and comm.recv(one(), comm.rank + 1), 1000)
+    assert time.monotonic() - start < 5
+
+
+def test_what_was_tested_in_vain_is_not_kept():
+    def program(comm):
+        receives = []
+        for _ in range(10):
+            receive = comm.irecv(one(), comm.rank)
+            assert not receive.test()
+            comm.send(one(), comm.rank)
+            receive.wait()
+            receives.append(weakref.ref(receive.array))
+            del receive
+        return [ref() is None for ref in receives]
+
+    assert all(simulate(program, 1).results[0][:-1])
 
 
 def test_ranks_that_test_in_vain_for_ever_are_a_deadlock():

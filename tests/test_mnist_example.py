@@ -119,7 +119,7 @@ def test_quiet_prints_nothing_but_the_json_that_was_asked_for(ranks: int, data: 
 def test_help_is_printed_once(ranks: int) -> None:
     done = ran(ranks, "--help")
     assert done.stdout.count("usage:") == 1
-    options = "epochs, batch-size, lr, optimizer, hidden, seed, device, data, save, load, json, quiet"
+    options = "epochs, batch-size, lr, optimizer, hidden, seed, device, data, save, load, json, comm-timeout, quiet"
     for option in options.split(", "):
         assert f"--{option}" in done.stdout
     assert done.stderr == ""
@@ -175,6 +175,32 @@ def test_a_seed_repeats_a_run_and_another_gives_another(data: Path, tmp_path: Pa
     assert losses[0] == losses[1] != losses[2]
 
 
+# -- what it waits for ------------------------------------------------------------------------------------------------
+
+SLOW = """
+import sys, time
+import minidist as md
+from minidist.examples import mnist
+before = mnist.fit
+def fit(*args):
+    if md.comm.world().rank == 1:
+        time.sleep(100)
+    return before(*args)
+mnist.fit = fit
+mnist.main(sys.argv[1:])
+"""
+
+
+@needs_mpi
+def test_a_rank_that_does_not_come_ends_all_after_the_timeout(data: Path) -> None:
+    options = [*SMALL, "--data", str(data), "--comm-timeout", "0.5"]
+    done = run_ranks(3, "-c", SLOW, *options, deadline=DEADLINE)
+    assert done.returncode != 0
+    assert done.stderr.count("has waited 0.5 s, its deadline. What every rank is doing:") == 1, done.stderr
+    assert "      at <string>:8 in fit\n" in done.stderr
+    assert "minidist/examples/mnist.py:" in done.stderr  # the line at which the others wait
+
+
 # -- what it refuses --------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +227,8 @@ REFUSED = {
     "batch-size": ("--batch-size 0", r"--batch-size 0: must be at least 1"),
     "hidden": ("--hidden -3", r"--hidden -3: must be at least 1"),
     "lr": ("--lr nan", r"--lr nan: must be more than 0"),
+    "comm-timeout": ("--comm-timeout 0", r"--comm-timeout 0.0: must be more than 0"),
+    "comm-timeout-nan": ("--comm-timeout nan", r"--comm-timeout nan: must be more than 0"),
     "seed": ("--seed -1", r"--seed -1: must not be negative"),
     "number": ("--epochs many", r"--epochs: invalid int value: 'many'"),
     "optimizer": ("--optimizer adagrad", r"--optimizer: invalid choice: 'adagrad'"),

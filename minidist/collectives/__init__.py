@@ -14,7 +14,7 @@ A new algorithm is one file and one row of ALGORITHMS.
 from .checked import Mismatch
 from .chunks import chunk_slice
 from .dealing import all_to_all, gather, scatter
-from .operations import all_gather, all_reduce, barrier, broadcast, reduce, reduce_scatter
+from .operations import all_gather, all_reduce, barrier, broadcast, reduce, reduce_scatter, scan
 from .reductions import OPS
 from .table import ALGORITHMS
 
@@ -31,5 +31,6 @@ __all__ = [
     "gather",
     "reduce",
     "reduce_scatter",
+    "scan",
     "scatter",
 ]

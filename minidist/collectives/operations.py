@@ -207,6 +207,47 @@ def reduce(
 
 
 @refused_on_all
+def scan(
+    comm: Communicator,
+    array: Array,
+    op: str = "sum",
+    algorithm: str = "auto",
+    *,
+    exclusive: bool = False,
+    accumulate: str | None = None,
+    async_op: bool = False,
+) -> Any:
+    """Combine the arrays of all ranks up to this one: rank r ends with ranks 0 to r. In place; returns array.
+
+    exclusive=True combines ranks 0 to r - 1, and leaves rank 0's array as it is. The mean is that of the arrays
+    combined: of r + 1, or of r.
+    """
+    flat = flat_view(comm, array)
+    wide = flat if accumulate is None else _widened(flat, accumulate)
+    reduction = reduction_of(op, wide)
+    name, steps_of = choose(comm, "scan", algorithm, wide.nbytes)
+    lane = Lane(comm)
+    steps = steps_of(lane, wide, reduction, exclusive)
+    if wide is not flat:
+        steps = _narrowed(steps, wide, flat)
+    return run(
+        comm,
+        "scan",
+        name,
+        lane,
+        steps,
+        array,
+        array,
+        async_op,
+        op=op,
+        exclusive=exclusive,
+        dtype=array.dtype,
+        shape=array.shape,
+        accumulate=accumulate,
+    )
+
+
+@refused_on_all
 def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = False) -> Any:
     """Return when every rank has called it."""
     name, steps_of = choose(comm, "barrier", algorithm, 0)

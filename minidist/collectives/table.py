@@ -7,7 +7,7 @@ The arguments of the functions, after the lane:
 
     all_reduce        array, reduction           reduce       array, reduction, root
     reduce_scatter    chunks, reduction          broadcast    array, root
-    all_gather        chunks                     scan         array, reduction
+    all_gather        chunks                     scan         array, reduction, exclusive
     scatter           chunks, out, root          gather       chunks, array, root
     all_to_all        chunks, out chunks
     barrier
@@ -24,7 +24,9 @@ from . import (
     bruck,
     chain,
     dissemination,
+    double_tree,
     hierarchical,
+    library,
     linear,
     naive,
     pairwise,
@@ -32,6 +34,7 @@ from . import (
     recursive_doubling,
     recursive_halving,
     ring,
+    scan,
     scatter_all_gather,
     tree,
 )
@@ -56,9 +59,11 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         ),
         "rabenseifner": Algorithm(rabenseifner.rabenseifner_all_reduce, rabenseifner.rabenseifner_all_reduce_cost),
         "tree": Algorithm(tree.tree_all_reduce, tree.tree_all_reduce_cost),
+        "double_tree": Algorithm(double_tree.double_tree_all_reduce, double_tree.double_tree_all_reduce_cost),
         "hierarchical": Algorithm(
             hierarchical.hierarchical_all_reduce, hierarchical.hierarchical_all_reduce_cost, by_host=True
         ),
+        "mpi": Algorithm(library.mpi_all_reduce),
     },
     "reduce_scatter": {
         "naive": Algorithm(naive.naive_reduce_scatter, naive.naive_all_reduce_cost),
@@ -67,6 +72,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_halving_reduce_scatter, recursive_halving.recursive_halving_reduce_scatter_cost
         ),
         "pairwise": Algorithm(pairwise.pairwise_reduce_scatter, pairwise.pairwise_reduce_scatter_cost),
+        "mpi": Algorithm(library.mpi_reduce_scatter),
     },
     "all_gather": {
         "naive": Algorithm(naive.naive_all_gather, naive.naive_all_gather_cost),
@@ -75,6 +81,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_doubling_all_gather, recursive_halving.recursive_doubling_all_gather_cost
         ),
         "bruck": Algorithm(bruck.bruck_all_gather, bruck.bruck_all_gather_cost),
+        "mpi": Algorithm(library.mpi_all_gather),
     },
     "broadcast": {
         "naive": Algorithm(naive.naive_broadcast, naive.naive_broadcast_cost),
@@ -83,25 +90,37 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             scatter_all_gather.scatter_all_gather_broadcast, scatter_all_gather.scatter_all_gather_broadcast_cost
         ),
         "chain": Algorithm(chain.chain_broadcast, chain.chain_broadcast_cost),
+        "mpi": Algorithm(library.mpi_broadcast),
     },
     "scatter": {
         "linear": Algorithm(linear.linear_scatter, linear.linear_cost),
         "binomial": Algorithm(binomial.binomial_scatter, binomial.binomial_scatter_cost),
+        "mpi": Algorithm(library.mpi_scatter),
     },
     "gather": {
         "linear": Algorithm(linear.linear_gather, linear.linear_cost),
         "binomial": Algorithm(binomial.binomial_gather, binomial.binomial_scatter_cost),
+        "mpi": Algorithm(library.mpi_gather),
     },
     "all_to_all": {
         "pairwise": Algorithm(pairwise.pairwise_all_to_all, pairwise.pairwise_all_to_all_cost),
         "bruck": Algorithm(bruck.bruck_all_to_all, bruck.bruck_all_to_all_cost),
+        "mpi": Algorithm(library.mpi_all_to_all),
     },
     "reduce": {
         "naive": Algorithm(naive.naive_reduce, naive.naive_reduce_cost),
         "binomial": Algorithm(tree.binomial_reduce, tree.binomial_reduce_cost),
+        "rabenseifner": Algorithm(rabenseifner.rabenseifner_reduce, rabenseifner.rabenseifner_reduce_cost),
+        "mpi": Algorithm(library.mpi_reduce),
+    },
+    "scan": {
+        "chain": Algorithm(scan.chain_scan, scan.chain_scan_cost),
+        "recursive_doubling": Algorithm(scan.recursive_doubling_scan, scan.recursive_doubling_scan_cost),
+        "mpi": Algorithm(library.mpi_scan),
     },
     "barrier": {
         "dissemination": Algorithm(dissemination.dissemination_barrier, dissemination.dissemination_barrier_cost),
         "tree": Algorithm(binomial.binomial_barrier, binomial.binomial_barrier_cost),
+        "mpi": Algorithm(library.mpi_barrier),
     },
 }

@@ -22,8 +22,8 @@ import numpy as np
 from ..backend import Array, namespace, on_gpu
 
 if TYPE_CHECKING:
-    from .mpi import Native
     from .handle import InFlight
+    from .mpi import Native
     from .network import Network
     from .record import Entry, FlightRecord
 

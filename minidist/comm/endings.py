@@ -4,6 +4,8 @@ MPI alone lets a rank leave while the others wait for it for ever. What happens 
 
     an uncaught exception, Ctrl-C     sys.excepthook: that rank prints its traceback and aborts the job. Where several
     (also in a thread)                ranks fail alike, only the lowest prints.
+    a wait passes its deadline        a table says what all ranks are doing (see watchdog.py); then TimeoutError is
+                                      raised, which if nobody catches it ends the job as any exception does
     kill -9                           the launcher sees a process die and ends the others
     the program ends, sys.exit        the rank says goodbye to every other rank and waits for their goodbyes, then ends
                                       in order. If all call sys.exit, that is all: no tracebacks.
@@ -27,11 +29,14 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from .base import Communicator
+
+if TYPE_CHECKING:
+    from .watchdog import Watchdog
 
 ENDED, EXITED, FAILED, BLAMED = range(4)  # ENDED: at the end of the program; EXITED: by sys.exit
 PATIENCE = 2.0  # seconds
@@ -53,7 +58,7 @@ def refuse(comm: Communicator, message: str, code: int = 2) -> NoReturn:
 _GONE = (AttributeError, OSError, ValueError)  # of a stream that is None, a pipe that nobody reads, a closed file
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Print to standard error, if anyone still listens: nothing may keep the job from ending."""
     with contextlib.suppress(*_GONE):
         sys.stderr.write(text)
@@ -102,6 +107,7 @@ class Endings:
         self.ended: dict[int, int] = {}  # rank: ENDED or EXITED
         self.failed: set[int] = set()
         self.blamed_by: int | None = None
+        self.watchdog: Watchdog | None = None  # set by open_world, where there are several ranks
         self._sending: list[Any] = []  # notes on their way, with their memory
 
     def install(self) -> None:
@@ -125,6 +131,8 @@ class Endings:
         self._sending += [(note, self.comm.Isend(note, rank)) for rank in ranks if rank != self.rank]
 
     def _read(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.look()
         note, status = np.empty(2, np.int64), self.mpi.Status()
         while self.comm.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG, status):
             self.comm.Recv(note, status.source, status.tag)
@@ -177,7 +185,7 @@ class Endings:
             self._pump(min(self.rank, 10) * TURN)
             if self.failed and min(self.failed) < self.rank:
                 self._expect_the_end()
-        _say(f"rank {self.rank} of {self.size} failed: {text}")
+        say(f"rank {self.rank} of {self.size} failed: {text}")
         if os.getpid() == self.process:
             self.abort(code)
 
@@ -186,6 +194,8 @@ class Endings:
         if os.getpid() != self.process or self.mpi.Is_finalized():
             return
         _flush()
+        if self.watchdog is not None:
+            self.watchdog.over = True  # it goes on until all have ended: the others may hang
         self._tell(range(self.size), EXITED if _Exit.stack else ENDED)
         start = time.monotonic()
         while len(self.ended) < self.size - 1:
@@ -194,8 +204,10 @@ class Endings:
             if self.blamed_by is not None or (late and not self.failed):
                 why = f"while rank {self.blamed_by} waits for it" if self.blamed_by is not None else "before the others"
                 text = f"rank {self.rank} of {self.size} called sys.exit({_Exit.status}) {why}:\n{_Exit.stack}"
-                _say(text)
+                say(text)
                 self.abort(_Exit.status or 1)
+        if self.watchdog is not None:
+            self.watchdog.stop()
         for _, request in self._sending:
             request.Wait()
 

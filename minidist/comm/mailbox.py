@@ -1,40 +1,146 @@
-"""Where simulated messages lie between send and receive, and the communicator that puts and takes them.
+"""Where simulated messages lie between send and receive, and the requests that put and take them.
 
-A message is copied when it is sent ("eager") and waits in its channel: the queue for one (communicator, source, tag)
-of one receiving rank. The k-th receive posted on a channel gets the k-th message sent into it, as in MPI.
+A message waits in its channel: the queue for one (communicator, source, tag) of one receiving rank. The k-th receive
+posted on a channel gets the k-th message sent into it, as in MPI. How long it is under way is the network's business.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING
 
 from ..backend import Array, copy_into
-from .base import Communicator, Request, default_checked, default_timeout
-from .handle import Handle
-from .record import FlightRecord
-from .where import Place, here, shortened
+from .agenda import Rank
+from .base import Request
+from .network import Network, Traffic
+from .record import Entry, FlightRecord
+from .scheduler import Scheduler
+from .where import Place, here
 
 if TYPE_CHECKING:
-    from .simulated import Scheduler
+    from .simulated import SimulatedCommunicator
 
-Message = tuple[Array, Place]  # the copied array, and the line that sent it
-
-
-class Killed(BaseException):
-    """Ends a simulated rank because the simulation is over. Not an Exception: programs should not catch it."""
+CALLER = 3  # frames from `here` up to who called the communicator, over its _isend or _irecv, and post_...
 
 
-class Wait(Protocol):
-    """Something a rank waits for, as a deadlock report needs it."""
+class Sent(Request):
+    """An eager send: done at once, since the message is a copy. One object serves all sends of a communicator."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: FlightRecord):
+        self._record = record
+
+    @property
+    def entry(self) -> Entry | None:
+        """Its place in the flight record: noted there as done when it is set, and not kept."""
+        return None
+
+    @entry.setter
+    def entry(self, entry: Entry | None) -> None:
+        if entry is not None:
+            self._record.end(entry)
+
+    def wait(self, timeout: float | None = None) -> None:
+        pass
+
+    def _poll(self) -> bool:
+        return True
+
+
+class Pending(Request):
+    """A send or receive that is done at the virtual time `at`: None until it has been matched with the other."""
+
+    __slots__ = ("comm", "array", "peer", "tag", "place", "data", "at", "done")
+
+    def __init__(self, comm: SimulatedCommunicator, array: Array, peer: int, tag: int, place: Place):
+        self.comm = comm
+        self.array = array
+        self.peer = peer
+        self.tag = tag
+        self.place = place  # the line that started it
+        self.data: Array | None = None  # of a receive: the message, between its match and its end
+        self.at: float | None = None
+        self.done = False  # and its rank has seen it
+        self.entry = None
+
+    def wait(self, timeout: float | None = None) -> None:
+        if not self._poll():
+            self.comm.wait_for(self, timeout)
+            self._poll()
+
+    def test(self) -> bool:
+        if not self._poll():
+            self.comm.tested_in_vain(self)
+        return self._poll()
+
+    def _poll(self) -> bool:
+        if not self.done and self.at is not None and self.at <= self.comm.me.now:
+            self.done = True
+            self._finish()
+            if self.entry is not None:
+                self.comm.record.end(self.entry)
+        return self.done
+
+    def _finish(self) -> None:
+        """It is done."""
 
     def waits_for(self) -> list[int]:
-        """World ranks that have to act."""
+        return [self.comm.members[self.peer]]
 
     def describe(self) -> str:
-        """The operation, in the caller's terms."""
+        return str(self)
+
+    def __str__(self) -> str:
+        what = "receive from" if isinstance(self, Receive) else "send to"
+        return f"{what} rank {self.peer}, tag {self.tag}, {self.array.dtype}[{self.array.size}]{self.comm.group()}"
+
+
+class Send(Pending):
+    """A rendezvous send: its array is read when the receive has been posted."""
+
+    __slots__ = ()
+
+
+class Receive(Pending):
+    """A posted receive. The array is filled by wait or test."""
+
+    __slots__ = ()
+
+    def _finish(self) -> None:
+        """Copy the message, if it fits, into the receiving array."""
+        data, array = self.data, self.array
+        assert data is not None
+        self.data = None
+        del self.comm.mailboxes.open_receives[self.comm.world_rank][self]
+        if data.dtype != array.dtype:
+            raise TypeError(f"{self}: the message is {data.dtype}, the receiving array is {array.dtype}")
+        if data.size != array.size:
+            raise ValueError(
+                f"{self}: the message has {data.size} elements ({data.nbytes} bytes), the receiving array "
+                f"has {array.size} ({array.nbytes} bytes)"
+            )
+        copy_into(array, data.reshape(array.shape))
+
+
+class Split:
+    """A `split` under way: what each rank that has called it gave. It is over when the last one calls."""
+
+    def __init__(self, comm: SimulatedCommunicator):
+        self.comm = comm
+        self.given: dict[int, tuple[int | None, int]] = {}  # rank: (color, key)
+        self.callers: list[Rank] = []
+        self.at: float | None = None
+
+    def waits_for(self) -> list[int]:
+        return [member for rank, member in enumerate(self.comm.members) if rank not in self.given]
+
+    def describe(self) -> str:
+        return f"split{self.comm.group()}"
+
+
+# The array, copied if the send is eager; the line that sent it; then, if eager, its arrival, else the send itself.
+Message = tuple[Array, Place, float, Send | None]
 
 
 class Channel:
@@ -50,15 +156,68 @@ class Channel:
 class Mailboxes:
     """All channels of all ranks, the receives that are open, and the counts of what was sent."""
 
-    def __init__(self, size: int):
+    def __init__(self, scheduler: Scheduler, network: Network):
+        size = len(scheduler.ranks)
+        self.network = network
+        self.traffic = Traffic(network, size)
         self.channels: list[dict[tuple[int, int, int], Channel]] = [{} for _ in range(size)]
         self.open_receives: list[dict[Receive, None]] = [{} for _ in range(size)]  # a dict for its order
         self.messages_sent = [0] * size
         self.bytes_sent = [0] * size
         self.splits: dict[tuple[int, int], Split] = {}  # those that some ranks have called and some have not
+        self._scheduler = scheduler
+        self._eager = network.sends == "eager"
         self._contexts: dict[tuple[int, int, int], int] = {}
 
-    def channel(self, receiver: int, context: int, source: int, tag: int) -> Channel:
+    def post_send(self, comm: SimulatedCommunicator, array: Array, dest: int, tag: int) -> Request:
+        """Count a message, and give it to its receive, or put it where a later one finds it."""
+        # 1. Eager: it leaves now, as a copy. Rendezvous: it leaves when both are posted.
+        me, receiver = comm.world_rank, comm.members[dest]
+        self.messages_sent[me] += 1
+        self.bytes_sent[me] += array.nbytes
+        request: Request
+        message: Message
+        if self._eager:
+            arrival = self.traffic.carry(comm.me.now, me, receiver, array.nbytes)
+            request, message = comm.sent, (array.copy(), here(CALLER), arrival, None)
+        else:
+            request = send = Send(comm, array, dest, tag, here(CALLER))
+            message = (array, send.place, 0.0, send)
+        # 2. Match it.
+        channel = self._channel(receiver, comm.context, me, tag)
+        if channel.receives:
+            self._match(message, channel.receives.popleft())
+        else:
+            channel.messages.append(message)
+        self._scheduler.happened()
+        return request
+
+    def post_receive(self, comm: SimulatedCommunicator, array: Array, source: int, tag: int) -> Receive:
+        """Ask for a message: one that is here or under way, or one that is still to be sent."""
+        receive = Receive(comm, array, source, tag, here(CALLER))
+        self.open_receives[comm.world_rank][receive] = None
+        channel = self._channel(comm.world_rank, comm.context, comm.members[source], tag)
+        if channel.messages:
+            self._match(channel.messages.popleft(), receive)
+        else:
+            channel.receives.append(receive)
+        return receive
+
+    def _match(self, message: Message, receive: Receive) -> None:
+        """A message and a receive have met: both now know when they are done."""
+        data, _, arrival, send = message
+        scheduler, receiver = self._scheduler, receive.comm.me
+        if send is not None:
+            sender = send.comm.me
+            arrival = self.traffic.carry(scheduler.now, sender.number, receiver.number, data.nbytes)
+            data = data.copy()
+            send.at = arrival
+            scheduler.ends(sender, send)
+            scheduler.happened()
+        receive.data, receive.at = data, arrival
+        scheduler.ends(receiver, receive)
+
+    def _channel(self, receiver: int, context: int, source: int, tag: int) -> Channel:
         """The channel for messages from world rank `source` to world rank `receiver`."""
         key = (context, source, tag)
         channel = self.channels[receiver].get(key)
@@ -73,219 +232,3 @@ class Mailboxes:
     def lost(self) -> bool:
         """Whether a message was never received, or a receive never waited for."""
         return any(self.open_receives) or any(c.messages for channels in self.channels for c in channels.values())
-
-
-class Sent(Request):
-    """A send: done at once, since the message is a copy."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        self.entry = None
-
-    def wait(self, timeout: float | None = None) -> None:
-        pass
-
-    def _poll(self) -> bool:
-        return True
-
-
-class Receive(Request):
-    """A posted receive. `message` is set by the sender; the array is filled by wait or test."""
-
-    __slots__ = ("comm", "array", "source", "tag", "place", "message", "done")
-
-    def __init__(self, comm: SimulatedCommunicator, array: Array, source: int, tag: int):
-        self.comm = comm
-        self.array = array
-        self.source = source
-        self.tag = tag
-        self.place = here()
-        self.message: Message | None = None
-        self.done = False
-        self.entry = None
-
-    def wait(self, timeout: float | None = None) -> None:
-        if self.done:
-            return
-        comm = self.comm
-        if self.message is None and not comm.scheduler.block(comm.world_rank, self, timeout):
-            raise TimeoutError(f"{comm.name()} has waited {timeout:g} virtual seconds: {self.describe()}")
-        self._finish()
-
-    def test(self) -> bool:
-        if self.message is None and not self.done:
-            self.comm.scheduler.idle(self.comm.world_rank, self)
-        return self._poll()
-
-    def _poll(self) -> bool:
-        if self.message is not None and not self.done:
-            self._finish()
-        return self.done
-
-    def _finish(self) -> None:
-        """Copy the message, if it fits, into the receiving array."""
-        assert self.message is not None
-        (data, _), array, comm = self.message, self.array, self.comm
-        self.done, self.message = True, None
-        del comm.scheduler.mailboxes.open_receives[comm.world_rank][self]
-        if data.dtype != array.dtype:
-            raise TypeError(f"{self.describe()}: the message is {data.dtype}, the receiving array is {array.dtype}")
-        if data.size != array.size:
-            raise ValueError(
-                f"{self.describe()}: the message has {data.size} elements ({data.nbytes} bytes), the receiving array "
-                f"has {array.size} ({array.nbytes} bytes)"
-            )
-        copy_into(array, data.reshape(array.shape))
-        if self.entry is not None:
-            comm.record.end(self.entry)
-
-    def waits_for(self) -> list[int]:
-        return [self.comm.members[self.source]]
-
-    def describe(self) -> str:
-        return (
-            f"receive from rank {self.source}, tag {self.tag}, {self.array.dtype}[{self.array.size}]{self.comm.group()}"
-        )
-
-
-class AnyOf:
-    """Several receives, of which a rank waits for the first."""
-
-    def __init__(self, receives: list[Receive]):
-        self.receives = receives
-
-    def __contains__(self, receive: Receive) -> bool:
-        return receive in self.receives
-
-    def waits_for(self) -> list[int]:
-        return [receive.waits_for()[0] for receive in self.receives]
-
-    def describe(self) -> str:
-        return " or ".join(receive.describe() for receive in self.receives)
-
-
-class Split:
-    """A `split` under way: what each rank that has called it gave."""
-
-    def __init__(self, comm: SimulatedCommunicator):
-        self.comm = comm
-        self.given: dict[int, tuple[int | None, int]] = {}  # rank: (color, key)
-
-    def waits_for(self) -> list[int]:
-        return [member for rank, member in enumerate(self.comm.members) if rank not in self.given]
-
-    def describe(self) -> str:
-        return f"split{self.comm.group()}"
-
-
-class SimulatedCommunicator(Communicator):
-    """One simulated rank's end of a communicator. `timeout` never passes here: a deadlock is found at once instead."""
-
-    segment = math.inf
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        members: Sequence[int],
-        rank: int,
-        context: int,
-        parent: SimulatedCommunicator | None = None,
-    ):
-        self.rank = rank
-        self.size = len(members)
-        self.timeout = default_timeout() if parent is None else parent.timeout
-        self.checked = default_checked() if parent is None else parent.checked
-        self.record = FlightRecord(self.clock) if parent is None else parent.record
-        self.in_flight: list[Handle] = [] if parent is None else parent.in_flight
-        self.scheduler = scheduler
-        self.members = members  # world ranks, in the order of this communicator
-        self.world_rank = members[rank]
-        self.context = context
-        self._splits = 0
-
-    def name(self) -> str:
-        """ "rank 2 of 4", for messages."""
-        return f"rank {self.rank} of {self.size}{self.group()}"
-
-    def group(self) -> str:
-        """Words that tell a communicator made by `split` from the world."""
-        return "" if self.context == 0 else f" in a group of {self.size} (world ranks {shortened(self.members)})"
-
-    def _isend(self, array: Array, dest: int, tag: int) -> Request:
-        self.scheduler.check_running()
-        scheduler, me, receiver = self.scheduler, self.world_rank, self.members[dest]
-        mailboxes = scheduler.mailboxes
-        message = (array.copy(), here())
-        channel = mailboxes.channel(receiver, self.context, me, tag)
-        if channel.receives:
-            receive = channel.receives.popleft()
-            receive.message = message
-            waiting = scheduler.ranks[receiver].waiting
-            if waiting is receive or (isinstance(waiting, AnyOf) and receive in waiting):
-                scheduler.wake(receiver)
-        else:
-            channel.messages.append(message)
-        mailboxes.messages_sent[me] += 1
-        mailboxes.bytes_sent[me] += array.nbytes
-        scheduler.progress()
-        scheduler.pause(me)
-        return Sent()
-
-    def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        self.scheduler.check_running()
-        mailboxes = self.scheduler.mailboxes
-        receive = Receive(self, array, source, tag)
-        mailboxes.open_receives[self.world_rank][receive] = None
-        channel = mailboxes.channel(self.world_rank, self.context, self.members[source], tag)
-        if channel.messages:
-            receive.message = channel.messages.popleft()
-        else:
-            channel.receives.append(receive)
-        return receive
-
-    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
-        open_receives = [request for request in requests if isinstance(request, Receive)]
-        if not any(receive.message is not None for receive in open_receives):
-            self.scheduler.block(self.world_rank, AnyOf(open_receives), timeout)
-
-    def clock(self) -> float:
-        return self.scheduler.now
-
-    def elapse(self, seconds: float) -> None:
-        pass
-
-    def reduced(self, nbytes: int) -> None:
-        pass
-
-    def _split(self, color: int | None, key: int) -> Communicator | None:
-        self.scheduler.check_running()
-        scheduler, mailboxes = self.scheduler, self.scheduler.mailboxes
-        # 1. Say what we want, and wait until every rank has.
-        self._splits += 1
-        name = (self.context, self._splits)
-        split = mailboxes.splits.setdefault(name, Split(self))
-        split.given[self.rank] = (color, key)
-        if len(split.given) < self.size:
-            scheduler.block(self.world_rank, split, None)
-        else:
-            del mailboxes.splits[name]
-            scheduler.progress()
-            for rank, member in enumerate(self.members):
-                if rank != self.rank:
-                    scheduler.wake(member)
-        # 2. Everyone now works out the same groups.
-        if color is None:
-            return None
-        group = sorted((k, rank) for rank, (c, k) in split.given.items() if c == color)
-        members = [self.members[rank] for _, rank in group]
-        context = mailboxes.child_context(*name, color)
-        return SimulatedCommunicator(scheduler, members, members.index(self.world_rank), context, self)
-
-    def _split_by_host(self) -> Communicator:
-        host = self.split(0, self.rank)  # one process is one host
-        assert host is not None
-        return host
-
-    def abort(self, code: int = 1) -> NoReturn:
-        raise SystemExit(code)

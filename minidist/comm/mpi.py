@@ -23,7 +23,7 @@ from ..backend import Array
 from .base import Communicator, Request, default_checked, default_timeout
 from .endings import Endings, say
 from .handle import InFlight, progress
-from .record import FlightRecord, Waiting
+from .record import FlightRecord
 from .status import place_in
 from .stored import stored_tuning
 from .threads import share_cores
@@ -193,12 +193,13 @@ class MpiCommunicator(Communicator):
             return test()
 
         waits = test_all if self.in_flight else test
-        before, record.waiting = record.waiting, Waiting(what, peers, self.clock())
+        before, began = record.waiting, self.clock()
+        record.waiting = (what, peers, began)
         try:
             if wait_until(waits, seconds, lambda: self.endings.check(peers, test, who)):
                 return
             if timeout is None and watchdog is not None:
-                watchdog.deadline_passed(record.waiting.since, seconds)
+                watchdog.deadline_passed(began, seconds)
         finally:
             record.waiting = before
         raise TimeoutError(
@@ -296,7 +297,7 @@ class LongRequest(MpiRequest):
             backend.copy_into(self.array, self.staged)
 
 
-# -- MPI's own collectives ----------------------------------------------------------------------------------------------
+# -- MPI's own collectives ---------------------------------------------------------------------------------------------
 
 # op: MPI's for numbers, and for truth values, whose sum is NumPy's. The logical ones are of C's integers only, there.
 NATIVE_OPS = {

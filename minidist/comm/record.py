@@ -1,7 +1,14 @@
 """The flight record: what a rank has done last, kept at all times, for the day when something hangs.
 
-Each send, receive and collective is an entry, begun when it is called and ended when it is done. The record keeps the
-last LENGTH of them. An entry costs about 0.3 us, so it is a bare list while it is written, and gets names when read.
+`comm.record` is the same object on all of a rank's communicators. To see what the rank has been doing:
+
+    print(comm.record.table())
+    comm.record.operations()[-1].nbytes
+
+Each send, receive and collective is an entry, begun when it is called and ended when it is done (the messages that a
+collective consists of are not entries). The record keeps the last LENGTH of them: some 60 KB, and no array. An entry
+costs about 0.3 us, so it is a bare list while it is written, and gets names when read. It may be read while another
+thread writes it.
 """
 
 from __future__ import annotations
@@ -9,6 +16,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .where import shortened
 
 if TYPE_CHECKING:
     from ..backend import Array
@@ -34,29 +43,71 @@ class Operation(NamedTuple):
     start: float  # seconds of the communicator's clock
     end: float | None  # None while it is under way
 
+    def __str__(self) -> str:
+        """ "receive from rank 1, tag 3, 40 bytes float64"; or "all_reduce ring, 400 bytes float32"."""
+        size = f"{self.nbytes:,} bytes {self.dtype}"
+        if self.kind in DIRECTIONS:
+            return f"{self.kind} {DIRECTIONS[self.kind]} rank {self.peer}, tag {self.tag}, {size}"
+        return f"{self.kind}{'' if self.peer is None else f' with root {self.peer}'}, {size}"
+
+
+DIRECTIONS = {"send": "to", "receive": "from"}  # of the kinds that are messages; all others are collectives
+
+
+class Waiting(NamedTuple):
+    """What a rank waits for at this moment."""
+
+    what: object  # a Request, or words
+    peers: list[int]  # the ranks of the world that it depends on; one of them is enough if the wait is for any
+    since: float  # seconds of the communicator's clock
+
 
 class FlightRecord:
     """One rank's last LENGTH operations, over all its communicators, and what it waits for now."""
 
     def __init__(self, clock: Callable[[], float]):
-        self.label = ""
-        self.waiting: object = None  # what this rank waits for at the moment
-        self.waiting_since = 0.0
-        self._clock = clock
+        self.label = ""  # the step of the program that the next operation belongs to
+        # The fields of Waiting, bare for the same reason. None: it does not wait. (Simulated ranks do not note this.)
+        self.waiting: tuple[object, list[int], float] | None = None
+        self.clock = clock
         self._count = 0
         self._entries: deque[Entry] = deque(maxlen=LENGTH)
 
     def begin(self, kind: str, group: Communicator, peer: int | None, array: Array, tag: int) -> Entry:
         """Note that an operation has been called; `end` it when it is done."""
         self._count += 1
-        entry = [self._count, kind, group, peer, array.nbytes, array.dtype, tag, self.label, self._clock(), None]
+        entry = [self._count, kind, group, peer, array.nbytes, array.dtype, tag, self.label, self.clock(), None]
         self._entries.append(entry)
         return entry
 
     def end(self, entry: Entry) -> None:
         """Note that an operation is done."""
-        entry[END] = self._clock()
+        entry[END] = self.clock()
 
     def operations(self) -> list[Operation]:
         """The last LENGTH operations, oldest first."""
-        return [Operation(*entry) for entry in self._entries]
+        return [Operation(*entry) for entry in self._entries.copy()]
+
+    def table(self) -> str:
+        """The operations as text, a line each, oldest first. Times start at 0 with the oldest."""
+        operations = self.operations()
+        if not operations:
+            return "nothing sent, received or combined so far"
+        zero = operations[0].start
+        rows: list[tuple[str, ...]] = [("number", "start s", "took ms", "step", "operation", "ranks")]
+        for op in operations:
+            took = "under way" if op.end is None else f"{(op.end - op.start) * 1e3:.3f}"
+            rows.append((str(op.number), f"{op.start - zero:.6f}", took, op.label, str(op), ranks_of(op.group)))
+        return "\n".join(aligned(rows, right=3))
+
+
+def ranks_of(group: Communicator) -> str:
+    """The world's numbers of a communicator's ranks: "0, 2, 4"."""
+    return shortened(getattr(group, "members", range(group.size)))
+
+
+def aligned(rows: list[tuple[str, ...]], right: int = 0) -> list[str]:
+    """Lines of a table: columns two spaces apart, the first `right` of them flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    sides = [str.rjust] * right + [str.ljust] * (len(widths) - right)
+    return ["  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths)).rstrip() for row in rows]

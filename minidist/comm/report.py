@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
 
+from .record import DIRECTIONS, Operation
 from .where import describe, describe_stack
 
 if TYPE_CHECKING:
+    from .agenda import Rank, Wait
     from .mailbox import Mailboxes
-    from .simulated import Scheduler
+
+T = TypeVar("T")
 
 LONGEST = 20  # lines of a list that are printed; a thousand ranks would bury the message
 
@@ -21,39 +26,55 @@ class LostMessages(RuntimeError):
     """All ranks have finished, but something was sent that nobody received, or a receive was never finished."""
 
 
-def deadlock_text(scheduler: Scheduler) -> str:
+def deadlock_text(ranks: Sequence[Rank], stack_of: Callable[[Rank], FrameType | None]) -> str:
     """Who waits for whom: first the circle, if there is one, then the ranks that wait on top of it."""
     # 1. An edge per waiting rank, to the first rank it waits for (a split can wait for several).
-    waits = {rank.number: wait for rank in scheduler.ranks if (wait := rank.waiting or rank.testing) is not None}
+    waits = {rank.number: wait for rank in ranks if (wait := rank.waiting or rank.testing) is not None}
     target = {number: wait.waits_for()[0] for number, wait in waits.items()}
 
     # 2. With one edge each, following them either runs into a circle or out to a rank that has finished.
     circle: list[int] = []
-    for start in waits:
+    followed: set[int] = set()
+    for number in waits:
         path: list[int] = []
-        while start in target and start not in path:
-            path.append(start)
-            start = target[start]
-        if start in path:
-            circle = path[path.index(start) :]
+        while number in target and number not in followed:
+            followed.add(number)
+            path.append(number)
+            number = target[number]
+        if number in path:
+            circle = path[path.index(number) :]
             break
 
     # 3. In words.
     def line(number: int) -> str:
-        rank, to = scheduler.ranks[number], target[number]
+        rank, to = ranks[number], target[number]
         verb = "waits" if rank.waiting is not None else "tests in vain"
         whom = "itself" if to == number else f"rank {to}"
-        ended = ", which has finished" if scheduler.ranks[to].finished else ""
-        place = describe_stack(scheduler.stack_of(rank))
-        return f"  rank {number} {verb} for {whom}{ended}: {waits[number].describe()}\n    at {place}"
+        ended = ", which has finished" if ranks[to].finished else ""
+        place = describe_stack(stack_of(rank))
+        what = waits[number].describe() + _within(rank, waits[number])
+        return f"  rank {number} {verb} for {whom}{ended}: {what}\n    at {place}"
 
     others = [number for number in waits if number not in circle]
     text = ["no rank can go on"]
     if circle:
-        text += [f"A circle of {len(circle)}:", *_first_lines([line(number) for number in circle])]
+        text += [f"A circle of {len(circle)}:", *_first_lines(circle, line)]
     if others:
-        text += ["Also waiting:" if circle else "Waiting:", *_first_lines([line(number) for number in others])]
+        text += ["Also waiting:" if circle else "Waiting:", *_first_lines(others, line)]
     return "\n".join(text)
+
+
+def _within(rank: Rank, wait: Wait) -> str:
+    """ ", of all_reduce ring, in step D.3(4)": the collective that a message belongs to, and the program's step."""
+    if rank.record is None:
+        return ""
+    first = getattr(wait, "waits", [wait])[0]  # of several, the one that it waits for most of all
+    group, tag, entry = (getattr(first, name, None) for name in ("comm", "tag", "entry"))
+    for op in reversed(rank.record.operations() if entry is None else []):
+        if op.kind not in DIRECTIONS and op.end is None and op.group is group and op.tag == tag:
+            return f", of {op.kind}" + (f", in step {op.label}" if op.label else "")
+    label = rank.record.label if entry is None else Operation(*entry).label
+    return f", in step {label}" if label else ""
 
 
 def lost_text(mailboxes: Mailboxes) -> str:
@@ -63,7 +84,7 @@ def lost_text(mailboxes: Mailboxes) -> str:
         f"sent at {describe(place)}"
         for dest, channels in enumerate(mailboxes.channels)
         for (_, source, tag), channel in channels.items()
-        for data, place in channel.messages
+        for data, place, _, _ in channel.messages
     ]
     receives = [
         f"  rank {rank}: {receive.describe()}, posted at {describe(receive.place)}"
@@ -72,12 +93,12 @@ def lost_text(mailboxes: Mailboxes) -> str:
     ]
     text = []
     if messages:
-        text += [f"messages sent but never received: {len(messages)}", *_first_lines(messages)]
+        text += [f"messages sent but never received: {len(messages)}", *_first_lines(messages, str)]
     if receives:
-        text += [f"receives started but never finished: {len(receives)}", *_first_lines(receives)]
+        text += [f"receives started but never finished: {len(receives)}", *_first_lines(receives, str)]
     return "\n".join(text)
 
 
-def _first_lines(lines: list[str]) -> list[str]:
-    left_out = len(lines) - LONGEST
-    return lines[:LONGEST] + ([f"  and {left_out} more"] if left_out > 0 else [])
+def _first_lines(items: list[T], line: Callable[[T], str]) -> list[str]:
+    left_out = len(items) - LONGEST
+    return [line(item) for item in items[:LONGEST]] + ([f"  and {left_out} more"] if left_out > 0 else [])

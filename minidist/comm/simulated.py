@@ -1,33 +1,37 @@
 """Many ranks in one process: `simulate` runs a rank program unchanged, once per rank, deterministically.
 
-Each rank is a greenlet: a function that keeps its own stack and can be left at a call and entered again, for about a
-microsecond. A seeded scheduler decides which rank runs next, so that one seed gives one interleaving and another seed
-another; what goes wrong with seed 7 goes wrong with seed 7 again. Ranks change at every wait, and at half of all sends.
+A seeded scheduler decides which rank runs next, so that one seed gives one interleaving and another seed another; what
+goes wrong with seed 7 goes wrong with seed 7 again. Ranks change at every wait, and at half of all sends.
 
-Time is virtual. It stands still, except that a wait given a timeout of its own has it pass when nobody can run.
+Time is virtual. Every rank has its own clock, which moves on when the rank waits for a message that takes time on the
+`Network`, when it says that it works (`elapse`), and when a wait given a timeout of its own gives up.
 """
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
-from .mailbox import Killed, Mailboxes, SimulatedCommunicator, Wait
-from .report import Deadlock, LostMessages, deadlock_text, lost_text
+import numpy as np
 
-if TYPE_CHECKING:
-    from greenlet import greenlet
+from ..backend import Array
+from .agenda import AnyOf, Wait
+from .base import Communicator, Request, default_checked, default_timeout
+from .handle import InFlight, progress
+from .mailbox import Mailboxes, Pending, Sent, Split
+from .network import Network
+from .record import FlightRecord, Waiting
+from .report import LostMessages, lost_text
+from .scheduler import Scheduler
+from .where import shortened
 
 Program = Callable[..., Any]
 
 # The world communicator of the simulated rank that is running; unset outside of one. Each greenlet has its own context.
 current_world: ContextVar[SimulatedCommunicator] = ContextVar("current_world")
-
-IDLE_TESTS = 1000  # unsuccessful tests per rank, with nothing else happening, after which nothing will
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,14 @@ class Simulation:
     """What a simulated run left behind. Messages and bytes are counted where they are sent."""
 
     results: list[Any]  # what each rank's program returned
-    seconds: float  # virtual; 0.0 unless a wait's own timeout passed
+    seconds_by_rank: list[float]  # each rank's virtual clock when its program returned
     messages_by_rank: list[int]
     bytes_by_rank: list[int]
+
+    @property
+    def seconds(self) -> float:
+        """Virtual seconds until the last rank had finished."""
+        return max(self.seconds_by_rank)
 
     @property
     def messages(self) -> int:
@@ -50,10 +59,11 @@ class Simulation:
         return sum(self.bytes_by_rank)
 
 
-def simulate(program: Program, size: int, *args: Any, seed: int = 0) -> Simulation:
+def simulate(program: Program, size: int, *args: Any, seed: int = 0, network: Network | None = None) -> Simulation:
     """Run `program(comm, *args)` once per rank, for `size` ranks, in this process; `seed` picks the interleaving.
 
-    A send copies its array and never waits. The arguments are shared by all ranks, not copied.
+    `network` says what messages cost in virtual time, and whether a send waits for its receive; None: they cost
+    nothing, and a send copies its array and never waits. The arguments are shared by all ranks, not copied.
 
     Errors  whatever a rank raises is raised here, with that rank's traceback; the other ranks are ended
             Deadlock: every rank waits for another. LostMessages: something sent was never received
@@ -62,10 +72,18 @@ def simulate(program: Program, size: int, *args: Any, seed: int = 0) -> Simulati
     if size < 1:
         raise ValueError(f"size {size}: expected at least 1 rank")
     scheduler = Scheduler(size, seed)
-    results = scheduler.run(program, args)
-    if scheduler.mailboxes.lost():
-        raise LostMessages(lost_text(scheduler.mailboxes))
-    return Simulation(results, scheduler.now, scheduler.mailboxes.messages_sent, scheduler.mailboxes.bytes_sent)
+    mailboxes = Mailboxes(scheduler, network or Network())
+
+    def run_rank(rank: int) -> Any:
+        comm = SimulatedCommunicator(scheduler, mailboxes, range(size), rank)
+        current_world.set(comm)
+        return program(comm, *args)
+
+    results = scheduler.run(run_rank)
+    if mailboxes.lost():
+        raise LostMessages(lost_text(mailboxes))
+    clocks = [rank.now for rank in scheduler.ranks]
+    return Simulation(results, clocks, mailboxes.messages_sent, mailboxes.bytes_sent)
 
 
 def alone() -> SimulatedCommunicator:
@@ -73,170 +91,150 @@ def alone() -> SimulatedCommunicator:
 
     Waiting for a message that it has not sent raises Deadlock at once.
     """
-    return Scheduler(1, seed=0).world(0)
+    scheduler = Scheduler(1, seed=0)
+    return SimulatedCommunicator(scheduler, Mailboxes(scheduler, Network()), range(1), 0)
 
 
-class _Rank:
-    """One simulated rank, as the scheduler sees it."""
+class SimulatedCommunicator(Communicator):
+    """One simulated rank's end of a communicator. `timeout` never passes here: a deadlock is found at once instead.
 
-    def __init__(self, number: int):
-        self.number = number
-        self.greenlet: greenlet | None = None  # None: not started, or run by the process itself (see `alone`)
-        self.waiting: Wait | None = None  # what it waits for; it cannot run until then
-        self.testing: Wait | None = None  # what it has tested in vain; it can run
-        self.deadline: float | None = None  # virtual time at which it stops waiting
-        self.timed_out = False
-        self.finished = False
+    Splitting costs no messages. Nobody leaves a split before the last rank has come, so all leave at that one's time.
+    """
 
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        mailboxes: Mailboxes,
+        members: Sequence[int],
+        rank: int,
+        context: int = 0,
+        parent: SimulatedCommunicator | None = None,
+    ):
+        self.rank = rank
+        self.size = len(members)
+        self.scheduler = scheduler
+        self.mailboxes = mailboxes
+        self.members = members  # world ranks, in the order of this communicator
+        self.world_rank = members[rank]
+        self.me = scheduler.ranks[self.world_rank]
+        self.context = context
+        self.network = mailboxes.network
+        self.segment = mailboxes.network.segment
+        self.timeout = default_timeout() if parent is None else parent.timeout
+        self.checked = default_checked() if parent is None else parent.checked
+        self.record = FlightRecord(self.clock) if parent is None else parent.record
+        self.in_flight = InFlight() if parent is None else parent.in_flight
+        self.scratch: list[np.ndarray] = [] if parent is None else parent.scratch
+        self.sent = Sent(self.record)
+        self.me.record = self.record
+        self._splits = 0
 
-class Scheduler:
-    """Decides which rank runs. Ranks call `pause`, `block` and `idle`; each gives way to others before it returns."""
+    def name(self) -> str:
+        """ "rank 2 of 4", for messages."""
+        return f"rank {self.rank} of {self.size}{self.group()}"
 
-    def __init__(self, size: int, seed: int):
-        self.ranks = [_Rank(number) for number in range(size)]
-        self.mailboxes = Mailboxes(size)
-        self.now = 0.0
-        self._draw = random.Random(seed).random
-        self._ready: list[_Rank] = []
-        self._hub: greenlet | None = None  # where `run` loops; None for a rank alone
-        self._idle_tests = 0
-        self._livelock = False
-        self._failure: BaseException | None = None
-        self.stopping = False
-        self.over = False
+    def group(self) -> str:
+        """Words that tell a communicator made by `split` from the world."""
+        return "" if self.context == 0 else f" in a group of {self.size} (world ranks {shortened(self.members)})"
 
-    def world(self, rank: int) -> SimulatedCommunicator:
-        """The communicator of all ranks, as `rank` holds it."""
-        return SimulatedCommunicator(self, range(len(self.ranks)), rank, context=0)
+    # -- messages -------------------------------------------------------------------------------------------------
 
-    # -- running --------------------------------------------------------------------------------------------------
+    def _isend(self, array: Array, dest: int, tag: int) -> Request:
+        self.scheduler.check_running()
+        request = self.mailboxes.post_send(self, array, dest, tag)
+        self.scheduler.pause(self.me)
+        return request
 
-    def run(self, program: Program, args: tuple[Any, ...]) -> list[Any]:
-        """Run every rank to its end; returns what they returned."""
-        from greenlet import getcurrent, greenlet
+    def _irecv(self, array: Array, source: int, tag: int) -> Request:
+        self.scheduler.check_running()
+        return self.mailboxes.post_receive(self, array, source, tag)
 
-        results: list[Any] = [None] * len(self.ranks)
-        self._hub = getcurrent()
-        for rank in self.ranks:
-            rank.greenlet = greenlet(self._body(program, args, rank, results), parent=self._hub)
-        self._ready = list(self.ranks)
+    # -- waiting --------------------------------------------------------------------------------------------------
+
+    def wait_for(self, wait: Wait, timeout: float | None) -> None:
+        """Wait until the clock has reached `wait.at`. Operations in flight go on meanwhile.
+
+        Errors  TimeoutError: `timeout` virtual seconds have passed (None: it never passes)
+        """
+        me, record = self.me, self.record
+        deadline = None if timeout is None else me.now + timeout
+        record.waiting = Waiting(wait, wait.waits_for(), me.now)
         try:
-            while self._failure is None and (self._ready or not all(rank.finished for rank in self.ranks)):
-                if self._livelock or not self._ready:
-                    self._livelock = False
-                    self._nobody_can_go_on()
-                else:
-                    self._take().greenlet.switch()  # type: ignore[union-attr]
+            while True:
+                moved = bool(self.in_flight) and progress(self.in_flight)
+                if wait.at is not None and wait.at <= me.now:
+                    return
+                if not moved:
+                    self.scheduler.block(me, AnyOf([wait, *self._in_flight()]) if self.in_flight else wait, deadline)
+                    if deadline is not None and me.now >= deadline and not (wait.at is not None and wait.at <= me.now):
+                        raise TimeoutError(f"{self.name()} has waited {timeout:g} virtual seconds: {wait.describe()}")
         finally:
-            self._stop()
-        if self._failure is not None:
-            raise self._failure
-        return results
+            record.waiting = None
 
-    def _body(self, program: Program, args: tuple[Any, ...], rank: _Rank, results: list[Any]) -> Callable[[], None]:
-        def body() -> None:
-            comm = self.world(rank.number)
-            current_world.set(comm)
-            try:
-                results[rank.number] = program(comm, *args)
-            except Killed:
-                pass
-            except BaseException as error:
-                if not self.stopping:  # what a rank raises while it is being ended is not why
-                    error.add_note(f"on simulated rank {rank.number} of {len(self.ranks)}")
-                    self._failure = error
-            rank.finished = True
-            self._idle_tests = 0
+    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
+        if not any(request._poll() for request in requests):
+            self.wait_for(AnyOf(request for request in requests if isinstance(request, Pending)), timeout)
 
-        return body
+    def _in_flight(self) -> list[Pending]:
+        """What this rank's operations in flight wait for."""
+        current = [handle.current for handle in self.in_flight]
+        return [request for request in current if isinstance(request, Pending) and not request.done]
 
-    def _take(self) -> _Rank:
-        """Remove a rank from those that can run: which one, the seed decides."""
-        ready = self._ready
-        chosen = int(self._draw() * len(ready))
-        ready[chosen], ready[-1] = ready[-1], ready[chosen]
-        return ready.pop()
+    def tested_in_vain(self, wait: Wait) -> None:
+        """Let other ranks run; time passes if this one does nothing but test."""
+        self.scheduler.idle(self.me, wait, self._in_flight() if self.in_flight else ())
 
-    def _stop(self) -> None:
-        """End the ranks that are still under way: their `finally` clauses run, their communication raises Killed."""
-        self.stopping = True
-        for rank in self.ranks:
-            if rank.greenlet:  # true while it is started and has not ended
-                rank.greenlet.throw(Killed())
-            rank.greenlet = None
-        self.over = True
+    # -- time -----------------------------------------------------------------------------------------------------
 
-    # -- called by ranks ------------------------------------------------------------------------------------------
+    def clock(self) -> float:
+        return self.me.now
 
-    def pause(self, number: int) -> None:
-        """Let others run first, half of the time."""
-        if self._hub is not None and self._draw() < 0.5:
-            self._ready.append(self.ranks[number])
-            self._hub.switch()
+    def elapse(self, seconds: float) -> None:
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"elapse({seconds}): expected a number of seconds, 0 or more")
+        if seconds:
+            self.scheduler.elapse(self.me, seconds)
 
-    def check_running(self) -> None:
-        """A rank that communicates while it is being ended (in a `finally`, say) goes no further."""
-        if self.over:
-            raise RuntimeError("this communicator's simulation is over: it worked inside of simulate() only")
-        if self.stopping:
-            raise Killed
+    def reduced(self, nbytes: int) -> None:
+        self.elapse(self.mailboxes.network.gamma * nbytes)
 
-    def block(self, number: int, wait: Wait, timeout: float | None) -> bool:
-        """Give way until `wake(number)`; False if `timeout` virtual seconds passed instead."""
-        self.check_running()
-        rank = self.ranks[number]
-        rank.waiting = wait
-        rank.deadline = None if timeout is None else self.now + timeout
-        if self._hub is None:
-            try:
-                self._nobody_can_go_on()  # raises Deadlock, or lets the timeout pass
-            finally:
-                rank.waiting = None
-                self._ready.clear()
+    def hosts(self) -> list[int]:
+        return [self.mailboxes.traffic.hosts[member] for member in self.members]
+
+    # -- groups ---------------------------------------------------------------------------------------------------
+
+    def _split(self, color: int | None, key: int) -> Communicator | None:
+        self.scheduler.check_running()
+        scheduler, mailboxes = self.scheduler, self.mailboxes
+        # 1. Say what we want, and wait until every rank has.
+        self._splits += 1
+        name = (self.context, self._splits)
+        split = mailboxes.splits.setdefault(name, Split(self))
+        split.given[self.rank] = (color, key)
+        split.callers.append(self.me)
+        if len(split.given) < self.size:
+            self.wait_for(split, None)
         else:
-            self._hub.switch()
-        return not rank.timed_out
+            del mailboxes.splits[name]
+            split.at = self.me.now
+            for caller in split.callers:
+                scheduler.ends(caller, split)
+            scheduler.happened()
+        # 2. Everyone now works out the same groups.
+        if color is None:
+            return None
+        group = sorted((k, rank) for rank, (c, k) in split.given.items() if c == color)
+        members = [self.members[rank] for _, rank in group]
+        context = mailboxes.child_context(*name, color)
+        rank = members.index(self.world_rank)
+        return SimulatedCommunicator(scheduler, mailboxes, members, rank, context, self)
 
-    def wake(self, number: int) -> None:
-        """What rank `number` waited for is here."""
-        self._make_ready(self.ranks[number], timed_out=False)
+    def _split_by_host(self) -> Communicator:
+        host = self.split(self.mailboxes.traffic.hosts[self.world_rank], self.rank)
+        assert host is not None
+        return host
 
-    def idle(self, number: int, wait: Wait) -> None:
-        """Rank `number` tested a request that is not done: let others run."""
-        self.check_running()
-        rank = self.ranks[number]
-        rank.testing = wait
-        self._idle_tests += 1
-        self._livelock = self._idle_tests > IDLE_TESTS * len(self.ranks)
-        if self._hub is None:
-            if self._livelock:
-                self._nobody_can_go_on()
-        else:
-            self._ready.append(rank)
-            self._hub.switch()
-        rank.testing = None
+    # -- ending ---------------------------------------------------------------------------------------------------
 
-    def progress(self) -> None:
-        """Something was sent or received: those who test in vain have a reason to go on."""
-        self._idle_tests = 0
-
-    # -- deciding -------------------------------------------------------------------------------------------------
-
-    def _make_ready(self, rank: _Rank, timed_out: bool) -> None:
-        rank.timed_out = timed_out
-        rank.waiting = rank.deadline = None
-        self._ready.append(rank)
-
-    def _nobody_can_go_on(self) -> None:
-        """Let the earliest timeout pass, if a rank waits with one; otherwise raise Deadlock."""
-        timed = [rank for rank in self.ranks if rank.deadline is not None]
-        if not timed:
-            raise Deadlock(deadlock_text(self))
-        first = min(timed, key=lambda rank: rank.deadline or 0.0)
-        self.now = first.deadline or 0.0
-        self._idle_tests = 0
-        self._make_ready(first, timed_out=True)
-
-    def stack_of(self, rank: _Rank) -> Any:
-        """The innermost frame of a rank that is not running; of the caller for a rank alone."""
-        return sys._getframe(1) if rank.greenlet is None else rank.greenlet.gr_frame
+    def abort(self, code: int = 1) -> NoReturn:
+        raise SystemExit(code)

@@ -32,6 +32,8 @@ OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SG
 def main(argv: list[str] | None = None) -> None:
     comm = md.comm.world()
     args = parse(argv, comm)
+    if args.comm_timeout is not None:
+        comm.timeout = args.comm_timeout  # groups made of it from here on inherit it
     on_host, _ = comm.split_by_host()
     problem = ""
     try:  # nothing in here waits for another rank
@@ -226,6 +228,9 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
     add("--load", metavar="FILE", help="start from these parameters (safetensors)")
     add("--json", metavar="FILE", help="write the result as one JSON object; - for standard output")
+    add("--comm-timeout", type=float, metavar="SECONDS",
+        help="a rank that waits longer for another ends all, and a table says who waits for whom "
+        "(MINIDIST_TIMEOUT, else 600)")  # fmt: skip
     add("--quiet", action="store_true", help="print nothing but errors (and what --json - asks for)")
     args = parser.parse_args(argv)
     for name in ("epochs", "hidden", "batch_size"):
@@ -235,6 +240,12 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         parser.error(f"--batch-size {args.batch_size}: less than the {comm.size} ranks, so some would have no sample")
     if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be more than 0")
+    for operation in ("reduce_scatter", "all_gather") if args.zero else ("all_reduce",):
+        if args.sync not in ("auto", *md.collectives.ALGORITHMS[operation]):
+            able = ", ".join(md.collectives.ALGORITHMS[operation])
+            parser.error(f"--sync {args.sync} with --zero {args.zero}: {operation} has auto, {able}")
+    if args.comm_timeout is not None and not args.comm_timeout > 0:
+        parser.error(f"--comm-timeout {args.comm_timeout}: must be more than 0")
     if args.seed < 0:
         parser.error(f"--seed {args.seed}: must not be negative")
     return args
