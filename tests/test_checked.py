@@ -29,7 +29,11 @@ def differ(comm: Communicator, call, words: str) -> None:
         (lambda c, odd: all_reduce(c, np.zeros(6 + odd)), r"shape=\(6,\)", r"shape=\(7,\)"),
         (lambda c, odd: all_reduce(c, np.zeros(6, "f" if odd else "d")), "dtype=float64", "dtype=float32"),
         (lambda c, odd: all_reduce(c, np.zeros(6), "max" if odd else "min"), "op=min", "op=max"),
-        (lambda c, odd: all_reduce(c, np.zeros(6), "sum", "naive" if odd else "ring"), "=ring", "=naive"),
+        (
+            lambda c, odd: all_reduce(c, np.zeros(6), "sum", "naive" if odd else "ring"),
+            "all_reduce ring",
+            "all_reduce naive",
+        ),
         (lambda c, odd: broadcast(c, np.zeros(6), int(odd)), "root=0", "root=1"),
         (lambda c, odd: (barrier if odd else all_gather)(*([c] if odd else [c, np.zeros(6)])), "all_gather", "barrier"),
         (lambda c, odd: reduce_scatter(c, np.zeros(c.size), counts=_counts(c, odd)), "counts=", "counts=None"),
@@ -112,13 +116,13 @@ def test_the_environment_asks_for_it(monkeypatch):
     program = (
         "import numpy as np, minidist as md\n"
         "comm = md.comm.world()\n"
-        "md.collectives.all_reduce(comm, np.ones(3 + comm.rank // 2))\n"
+        'md.collectives.all_reduce(comm, np.ones(3 + comm.rank // 2), algorithm="ring")\n'
     )
     done = run_ranks(3, "-c", program, deadline=30)
     assert done.returncode != 0
     assert done.stderr.count("Mismatch: collective 1") == 1  # by the lowest rank, for all
-    assert "ranks 0, 1: all_reduce(op=sum, shape=(3,)" in done.stderr
-    assert "rank 2: all_reduce(op=sum, shape=(4,)" in done.stderr
+    assert "ranks 0, 1: all_reduce ring(op=sum, shape=(3,)" in done.stderr
+    assert "rank 2: all_reduce ring(op=sum, shape=(4,)" in done.stderr
 
 
 def test_a_wrong_value_of_the_environment_is_refused(monkeypatch):

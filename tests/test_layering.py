@@ -1,7 +1,8 @@
 """The layers of the house: every import in minidist is read from its source, and an upward one fails.
 
 Two towers meet once. The engine never sees a Communicator, communication never sees a Tensor; only parallel/ knows
-both, and examples/ sits on top, as does every program (__main__.py). An import counts wherever it stands: in a function, under TYPE_CHECKING, in a try.
+both, and examples/ sits on top, as does every program (__main__.py). An import counts wherever it stands: in a
+function, under TYPE_CHECKING, in a try.
 """
 
 import ast

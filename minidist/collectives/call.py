@@ -9,7 +9,6 @@ import numpy as np
 from ..backend import Array
 from ..comm.base import Communicator
 from ..comm.handle import Handle, Steps
-from .checked import Mismatch, agree, claim
 from .lane import Lane
 
 PLAIN = frozenset("?bBhHiIlLqQefdFD")  # numbers
@@ -28,28 +27,10 @@ def flat_view(comm: Communicator, array: Array, written: bool = True) -> Array:
     return array if array.ndim == 1 else array.reshape(-1)
 
 
-def run(
-    comm: Communicator,
-    operation: str,
-    algorithm: str,
-    lane: Lane,
-    steps: Steps,
-    array: Array,
-    result: Any,
-    async_op: bool,
-    **agreed: Any,
-) -> Any:
-    """Carry an operation out; or, with async_op, start it and return its Handle.
-
-    `agreed` are the arguments that have to be the same on all ranks; checked mode compares them.
-    """
-    if comm.checked:
-        try:
-            agree(comm, claim(f"{operation}({', '.join(f'{k}={v}' for k, v in agreed.items())}, {algorithm=!s})"))
-        except Mismatch:
-            comm.operations -= 1  # it was not started
-            raise
-    entry = comm.record.begin(f"{operation} {algorithm}", comm, None, array, lane.tag)
+def run(lane: Lane, kind: str, steps: Steps, array: Array, result: Any, async_op: bool) -> Any:
+    """Carry an operation out; or, with async_op, start it and return its Handle."""
+    comm = lane.comm
+    entry = comm.record.begin(kind, comm, None, array, lane.tag)
     if not async_op and not comm.in_flight:
         for request in steps:
             request.wait()

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Mismatch(RuntimeError):
-    """In checked mode: ranks called different collectives, or one with different arguments, or a rank's were refused."""
+    """In checked mode: ranks called different collectives, or one with different arguments, or one's were refused."""
 
 
 class Claim(NamedTuple):
@@ -67,6 +67,14 @@ def claim(what: str, refused: bool = False) -> Claim:
     """This rank's claim; the place is the program's line that called the collective."""
     place = place_in(sys._getframe(1))
     return Claim(int(refused), zlib.crc32(f"{what}\0{place}".encode()), what, place)
+
+
+def compare(comm: Communicator, kind: str, **arguments: Any) -> None:
+    """Before an operation: make sure that all ranks are about to start the same.
+
+    Errors  Mismatch: they are not
+    """
+    agree(comm, claim(f"{kind}({', '.join(f'{name}={value}' for name, value in arguments.items())})"))
 
 
 def agree(comm: Communicator, mine: Claim) -> None:

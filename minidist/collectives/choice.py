@@ -26,7 +26,7 @@ USUAL = Network(alpha=6e-6, beta=1.5e-10, gamma=5e-11, ranks_per_host=1, between
 
 
 def choose(comm: Communicator, operation: str, algorithm: str, nbytes: int) -> tuple[str, Callable[..., Steps]]:
-    """The algorithm's name and function.
+    """(operation and algorithm in words, the algorithm's function).
 
     Errors  ValueError: the operation has no algorithm of that name
     """
@@ -39,7 +39,7 @@ def choose(comm: Communicator, operation: str, algorithm: str, nbytes: int) -> t
         raise ValueError(f"{operation}: no algorithm {algorithm!r}; choose auto, {', '.join(ALGORITHMS[operation])}")
     if row.by_host:
         comm.by_host()
-    return algorithm, row.steps
+    return f"{operation} {algorithm}", row.steps
 
 
 def choices_for(comm: Communicator) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from ..backend import Array, device_of, empty, namespace
 from ..comm.base import Communicator
 from .call import flat_view, run
-from .checked import refused_on_all
+from .checked import compare, refused_on_all
 from .choice import choose
 from .chunks import Chunks, checked_counts
 from .lane import Lane
@@ -42,10 +42,12 @@ def scatter(
         if array is None:
             raise ValueError(f"array=None on rank {root}, the root, whose array is to be scattered")
         whole = _whole(flat_view(comm, array, written=False), mine, sizes, "array", "out")
-    name, steps_of = choose(comm, "scatter", algorithm, sum(sizes) * mine.itemsize)
+    kind, steps_of = choose(comm, "scatter", algorithm, sum(sizes) * mine.itemsize)
+    if comm.checked:
+        compare(comm, kind, root=root, dtype=out.dtype, counts=sizes)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(whole, comm.size, sizes), mine, root)
-    return run(comm, "scatter", name, lane, steps, out, out, async_op, root=root, dtype=out.dtype, counts=sizes)
+    return run(lane, kind, steps, out, out, async_op)
 
 
 @refused_on_all
@@ -73,10 +75,12 @@ def gather(
         if out is None:
             out = empty((sum(sizes),), mine.dtype, device_of(mine))
         whole = _whole(flat_view(comm, out), mine, sizes, "out", "array")
-    name, steps_of = choose(comm, "gather", algorithm, sum(sizes) * mine.itemsize)
+    kind, steps_of = choose(comm, "gather", algorithm, sum(sizes) * mine.itemsize)
+    if comm.checked:
+        compare(comm, kind, root=root, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(whole, comm.size, sizes), mine, root)
-    return run(comm, "gather", name, lane, steps, array, out, async_op, root=root, dtype=array.dtype, counts=sizes)
+    return run(lane, kind, steps, array, out, async_op)
 
 
 @refused_on_all
@@ -127,11 +131,12 @@ def all_to_all(
             f"array (shape {array.shape}) and out (shape {out.shape}) overlap in memory: chunks that come would "
             "overwrite others before they have gone"
         )
-    name, steps_of = choose(comm, "all_to_all", algorithm, mine.nbytes)
+    kind, steps_of = choose(comm, "all_to_all", algorithm, mine.nbytes)
+    if comm.checked:
+        compare(comm, kind, size=mine.size if sizes is None else "by counts", dtype=array.dtype)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(mine, comm.size, sizes), Chunks(theirs, comm.size, out_sizes))
-    size = mine.size if sizes is None else "by counts"
-    return run(comm, "all_to_all", name, lane, steps, array, out, async_op, size=size, dtype=array.dtype)
+    return run(lane, kind, steps, array, out, async_op)
 
 
 def _sizes(comm: Communicator, counts: Sequence[int] | None, mine: Array, name: str) -> list[int]:

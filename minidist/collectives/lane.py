@@ -107,6 +107,7 @@ class Lane:
         """End the use of what `scratch_like` returned."""
         for array in scratch:
             if SMALL <= array.nbytes <= KEPT and type(array) is np.ndarray:
+                assert array.base is not None
                 self.comm.scratch.append(array.base)
 
     def _segments(self, array: Array) -> list[Array]:

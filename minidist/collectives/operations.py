@@ -19,7 +19,7 @@ from ..backend import Array
 from ..comm.base import Communicator
 from ..comm.handle import Steps
 from .call import flat_view, run
-from .checked import refused_on_all
+from .checked import compare, refused_on_all
 from .choice import choose
 from .chunks import Chunks, checked_counts
 from .dealing import all_to_all, gather, scatter  # noqa: F401  they are operations like those below
@@ -44,25 +44,14 @@ def all_reduce(
     flat = flat_view(comm, array)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    name, steps_of = choose(comm, "all_reduce", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "all_reduce", algorithm, wide.nbytes)
+    if comm.checked:
+        compare(comm, kind, op=op, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     lane = Lane(comm)
     steps = steps_of(lane, wide, reduction)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
-    return run(
-        comm,
-        "all_reduce",
-        name,
-        lane,
-        steps,
-        array,
-        array,
-        async_op,
-        op=op,
-        shape=array.shape,
-        dtype=array.dtype,
-        accumulate=accumulate,
-    )
+    return run(lane, kind, steps, array, array, async_op)
 
 
 @refused_on_all
@@ -85,27 +74,16 @@ def reduce_scatter(
     sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    name, steps_of = choose(comm, "reduce_scatter", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "reduce_scatter", algorithm, wide.nbytes)
+    if comm.checked:
+        like = {"shape": array.shape, "dtype": array.dtype, "counts": sizes}
+        compare(comm, kind, op=op, **like, accumulate=accumulate)
     lane, chunks = Lane(comm), Chunks(wide, comm.size, sizes)
     steps, chunk = steps_of(lane, chunks, reduction), chunks[comm.rank]
     if wide is not flat:
         chunk = Chunks(flat, comm.size, sizes)[comm.rank]
         steps = _narrowed(steps, chunks[comm.rank], chunk)
-    return run(
-        comm,
-        "reduce_scatter",
-        name,
-        lane,
-        steps,
-        array,
-        chunk,
-        async_op,
-        op=op,
-        shape=array.shape,
-        dtype=array.dtype,
-        counts=sizes,
-        accumulate=accumulate,
-    )
+    return run(lane, kind, steps, array, chunk, async_op)
 
 
 @refused_on_all
@@ -123,22 +101,12 @@ def all_gather(
     """
     flat = flat_view(comm, array)
     sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
-    name, steps_of = choose(comm, "all_gather", algorithm, flat.nbytes)
+    kind, steps_of = choose(comm, "all_gather", algorithm, flat.nbytes)
+    if comm.checked:
+        compare(comm, kind, shape=array.shape, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(flat, comm.size, sizes))
-    return run(
-        comm,
-        "all_gather",
-        name,
-        lane,
-        steps,
-        array,
-        array,
-        async_op,
-        shape=array.shape,
-        dtype=array.dtype,
-        counts=sizes,
-    )
+    return run(lane, kind, steps, array, array, async_op)
 
 
 @refused_on_all
@@ -148,21 +116,11 @@ def broadcast(
     """Every rank ends with the root's array. In place; returns array."""
     root = _root(comm, root)
     flat = flat_view(comm, array, written=comm.rank != root)
-    name, steps_of = choose(comm, "broadcast", algorithm, flat.nbytes)
+    kind, steps_of = choose(comm, "broadcast", algorithm, flat.nbytes)
+    if comm.checked:
+        compare(comm, kind, root=root, shape=array.shape, dtype=array.dtype)
     lane = Lane(comm)
-    return run(
-        comm,
-        "broadcast",
-        name,
-        lane,
-        steps_of(lane, flat, root),
-        array,
-        array,
-        async_op,
-        root=root,
-        shape=array.shape,
-        dtype=array.dtype,
-    )
+    return run(lane, kind, steps_of(lane, flat, root), array, array, async_op)
 
 
 @refused_on_all
@@ -184,26 +142,14 @@ def reduce(
     flat = flat_view(comm, array)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    name, steps_of = choose(comm, "reduce", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "reduce", algorithm, wide.nbytes)
+    if comm.checked:
+        compare(comm, kind, op=op, root=root, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     lane = Lane(comm)
     steps = steps_of(lane, wide, reduction, root)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
-    return run(
-        comm,
-        "reduce",
-        name,
-        lane,
-        steps,
-        array,
-        array,
-        async_op,
-        op=op,
-        root=root,
-        shape=array.shape,
-        dtype=array.dtype,
-        accumulate=accumulate,
-    )
+    return run(lane, kind, steps, array, array, async_op)
 
 
 @refused_on_all
@@ -225,34 +171,32 @@ def scan(
     flat = flat_view(comm, array)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    name, steps_of = choose(comm, "scan", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "scan", algorithm, wide.nbytes)
+    if comm.checked:
+        compare(
+            comm,
+            kind,
+            op=op,
+            exclusive=exclusive,
+            dtype=array.dtype,
+            shape=array.shape,
+            accumulate=accumulate,
+        )
     lane = Lane(comm)
     steps = steps_of(lane, wide, reduction, exclusive)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
-    return run(
-        comm,
-        "scan",
-        name,
-        lane,
-        steps,
-        array,
-        array,
-        async_op,
-        op=op,
-        exclusive=exclusive,
-        dtype=array.dtype,
-        shape=array.shape,
-        accumulate=accumulate,
-    )
+    return run(lane, kind, steps, array, array, async_op)
 
 
 @refused_on_all
 def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = False) -> Any:
     """Return when every rank has called it."""
-    name, steps_of = choose(comm, "barrier", algorithm, 0)
+    kind, steps_of = choose(comm, "barrier", algorithm, 0)
+    if comm.checked:
+        compare(comm, kind)
     lane = Lane(comm)
-    return run(comm, "barrier", name, lane, steps_of(lane), _NOTHING, None, async_op)
+    return run(lane, kind, steps_of(lane), _NOTHING, None, async_op)
 
 
 _NOTHING = np.empty(0, np.uint8)

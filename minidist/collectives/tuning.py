@@ -120,6 +120,7 @@ def calls(comm: Communicator) -> dict[str, Callable[[Any, Any, str], Any]]:
         "all_gather": lambda a, out, name: o.all_gather(comm, a, name),
         "broadcast": lambda a, out, name: o.broadcast(comm, a, 0, name),
         "reduce": lambda a, out, name: o.reduce(comm, a, "sum", 0, name),
+        "barrier": lambda a, out, name: o.barrier(comm, name),
         "scan": lambda a, out, name: o.scan(comm, a, "sum", name),
         "scatter": lambda a, out, name: o.scatter(
             comm, a[: a.size // size * size] if root else None, out[: a.size // size], 0, name
