@@ -138,8 +138,8 @@ def test_work_within_hosts_hides_behind_the_link_between_them():
         network = Network(1e-7, 2e-9, ranks_per_host=2, between=link, ports="many", segment=segment)
         return seconds("all_reduce", "hierarchical", 4, n, network)
 
-    assert took(n / 8) < 0.87 * took(n)
-    assert took(n / 8) < 1.06 * n * link.beta
+    assert took(n / 16) < 0.87 * took(n)
+    assert took(n / 16) < 1.06 * n * link.beta
 
 
 # -- the order of adding ------------------------------------------------------------------------------------------

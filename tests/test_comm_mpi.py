@@ -169,7 +169,7 @@ def test_ranks_share_the_cores_of_their_host_unless_the_user_says_otherwise():
     program = """
 from threadpoolctl import threadpool_info
 most = max([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
-sys.stdout.write(f"{most}\n")  # at once, also where Python does not buffer
+sys.stdout.write(f"{most} ")  # at once, also where Python does not buffer
 """
     unset = dict.fromkeys(threads.USER_CHOICES, "")
     share = max(1, threads.cores() // 2)

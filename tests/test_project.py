@@ -37,14 +37,16 @@ def test_the_readme_gives_the_two_commands() -> None:
 def test_the_readmes_code_runs_as_it_stands() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2
-    code = "\n".join([*blocks, "print(float(loss), run.messages, run.bytes)"])
+    code = "\n".join([*blocks, "print(float(loss), run.messages, run.bytes, run.seconds)"])
     assert "range(10)" in code
     quick = code.replace("range(10)", "range(1)")  # one epoch tells as much as ten
     done = subprocess.run([sys.executable, "-c", quick], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    loss, messages, size = map(float, done.stdout.split())
+    loss, messages, size, seconds = map(float, done.stdout.split())
     assert loss < 0.6
-    assert (messages, size) == (4 * 6, 6 * 5 * 4)  # a ring of 4: 2 (P-1) messages and 2 n (P-1)/P bytes a rank
+    steps, n = 2 * (4 - 1), 8 * 4  # a ring of 4, 8 float32
+    assert (messages, size) == (4 * steps, 4 * 2 * n * 3 / 4)
+    assert seconds == pytest.approx(steps * 1e-5 + 2 * n * 3 / 4 * 1e-9)
 
 
 def test_the_map_of_the_house_names_all_that_exists_and_nothing_else() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import weakref
 
@@ -139,10 +140,11 @@ def test_a_table_of_all_operations():
     with comm.step("D.3(4)"):
         receiving = comm.irecv(np.zeros(500), 0, tag=2)
     head, sent, received = comm.record.table().splitlines()
-    assert head.split() == "number start s took ms step operation ranks".split()
+    assert re.split("  +", head) == ["number", "start s", "took ms", "step", "operation", "ranks"]
     assert sent.split()[:2] == ["1", "0.000000"]
     assert "send to rank 0, tag 2, 4,000 bytes float64" in sent
-    assert received.split()[2:] == "under way D.3(4) receive from rank 0, tag 2, 4,000 bytes float64 0".split()
+    under_way = ["under way", "D.3(4)", "receive from rank 0, tag 2, 4,000 bytes float64", "0"]
+    assert re.split("  +", received.strip())[2:] == under_way
     receiving.wait()
     assert "under way" not in comm.record.table().splitlines()[2]
 

@@ -31,7 +31,7 @@ from .reductions import Reduction, reduction_of
 from .ring import ring_all_gather, ring_all_reduce_cost, ring_reduce_scatter
 
 SLICES = 8  # of a long array: the link lies idle while the first one is added up and the last one handed round
-AT_ONCE = 3  # one on the link, one before it, one behind it
+AT_ONCE = 4  # two on the link, so that it is busy while one is added up; one before it, one behind it
 
 
 def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> Steps:
@@ -44,8 +44,8 @@ def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> S
     hosts = comm.comm.hosts()
     pieces = min(hosts.count(number) for number in set(hosts))
 
-    # 1. Cut the array into slices, none much shorter than a segment; AT_ONCE of them are worked on at a time.
-    count = max(1, min(SLICES, round(array.nbytes / comm.comm.segment)))
+    # 1. Cut the array into slices, none much shorter than two segments; AT_ONCE of them are worked on at a time.
+    count = max(1, min(SLICES, round(array.nbytes / 2 / comm.comm.segment)))
     slices = [array[chunk_slice(array.size, count, index)] for index in range(count)]
     workers = min(count, AT_ONCE)
     within, between = lanes(Lane(host), workers), lanes(Lane(across), workers)
