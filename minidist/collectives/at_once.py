@@ -14,17 +14,16 @@ from ..comm.handle import Handle, Steps
 from .lane import Lane
 
 
-def lanes(comm: Lane, count: int) -> list[Lane]:
-    """As many lanes of the same communicator, this one first."""
-    return [comm] + [Lane(comm.comm) for _ in range(count - 1)]
-
-
 def at_once(comm: Lane, pieces: list[Steps]) -> Steps:
     """Carry out all of them."""
     if len(pieces) == 1:
         yield from pieces[0]
         return
-    handles = [Handle(comm.comm, comm.tag, piece, None, None) for piece in pieces]
-    for handle in handles:
-        yield handle
-        handle.wait()  # it is done; if it has failed, this raises
+    handles = [Handle(comm.comm, [], piece) for piece in pieces]
+    try:
+        for handle in handles:
+            yield handle
+            handle.wait()  # it is done; if it has failed, this raises
+    finally:
+        for handle in handles:
+            handle.cancel()

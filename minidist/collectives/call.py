@@ -36,9 +36,5 @@ def run(lane: Lane, kind: str, steps: Steps, array: Array, result: Any, async_op
             request.wait()
         comm.record.end(entry)
         return result
-    # A tag comes round again after TAGS operations. If the one that had it last is still under way, let it end first.
-    for handle in tuple(comm.in_flight):
-        if handle.tag == lane.tag and handle.comm is comm:
-            handle.wait()
-    handle = Handle(comm, lane.tag, steps, result, entry)
+    handle = Handle(comm, lane.uses, steps, result, entry)
     return handle if async_op else handle.wait()

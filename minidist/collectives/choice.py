@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from ..backend import Array
 from ..comm.base import Communicator
 from ..comm.handle import Steps
 from ..comm.network import Link, Network
@@ -25,18 +26,23 @@ CLASSES = 48  # of sizes: class k holds the sizes of k bits, 2^(k-1) to 2^k - 1 
 USUAL = Network(alpha=6e-6, beta=1.5e-10, gamma=5e-11, ranks_per_host=1, between=Link(4e-5, 1e-9))
 
 
-def choose(comm: Communicator, operation: str, algorithm: str, nbytes: int) -> tuple[str, Callable[..., Steps]]:
-    """(operation and algorithm in words, the algorithm's function).
+def choose(
+    comm: Communicator, operation: str, algorithm: str, array: Array, op: str | None = None, nbytes: int | None = None
+) -> tuple[str, Callable[..., Steps]]:
+    """(operation and algorithm in words, the algorithm's function), for `nbytes` in all, which is array's if not given.
 
-    Errors  ValueError: the operation has no algorithm of that name
+    Errors  ValueError: the operation has no algorithm of that name. As Communicator.native, if it is MPI's own
     """
     if algorithm == "auto":
         if comm.choices is None:
             comm.choices = choices_for(comm)
+        nbytes = array.nbytes if nbytes is None else nbytes
         algorithm = comm.choices[operation][min(nbytes.bit_length(), CLASSES - 1)]
-    row = ALGORITHMS[operation].get(algorithm)
+    row = ALGORITHMS[operation].get(algorithm) if isinstance(algorithm, str) else None
     if row is None:
         raise ValueError(f"{operation}: no algorithm {algorithm!r}; choose auto, {', '.join(ALGORITHMS[operation])}")
+    if algorithm == "mpi":
+        comm.native(array, op)
     if row.by_host:
         comm.by_host()
     return f"{operation} {algorithm}", row.steps

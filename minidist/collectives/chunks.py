@@ -22,9 +22,13 @@ def chunk_slice(length: int, ranks: int, rank: int) -> slice:
 def checked_counts(counts: Sequence[int], ranks: int, length: int | None = None) -> list[int]:
     """`counts` as a list of one size in elements per rank.
 
-    Errors  ValueError: another number of them, a negative one, or a sum other than `length`
+    Errors  TypeError: no list of integers
+            ValueError: another number of them, a negative one, or a sum other than `length`
     """
-    numbers = [operator.index(count) for count in counts]
+    try:
+        numbers = [operator.index(count) for count in counts]
+    except TypeError:
+        raise TypeError(f"counts={counts!r}: expected a list of {ranks} integers, one per rank") from None
     if len(numbers) != ranks:
         raise ValueError(f"counts has {len(numbers)} entries, the communicator {ranks} ranks")
     if min(numbers) < 0:

@@ -35,14 +35,14 @@ def scatter(
 
     Errors  ValueError: the chunks' sizes do not add up to the array's, or ours is not that of `out`
     """
-    root, mine = comm._check_peer("root", root, tag=0), flat_view(comm, out)
+    root, mine = comm.check_root(root), flat_view(comm, out)
     sizes = _sizes(comm, counts, mine, "out")
     whole = mine[:0]
     if _is_root(comm, root, "array", array):
         if array is None:
             raise ValueError(f"array=None on rank {root}, the root, whose array is to be scattered")
         whole = _whole(flat_view(comm, array, written=False), mine, sizes, "array", "out")
-    kind, steps_of = choose(comm, "scatter", algorithm, sum(sizes) * mine.itemsize)
+    kind, steps_of = choose(comm, "scatter", algorithm, mine, nbytes=sum(sizes) * mine.itemsize)
     if comm.checked:
         compare(comm, kind, root=root, dtype=out.dtype, counts=sizes)
     lane = Lane(comm)
@@ -68,14 +68,14 @@ def gather(
 
     Errors  ValueError: the arrays' sizes do not add up to out's, or ours is not as counts says
     """
-    root, mine = comm._check_peer("root", root, tag=0), flat_view(comm, array, written=False)
+    root, mine = comm.check_root(root), flat_view(comm, array, written=False)
     sizes = _sizes(comm, counts, mine, "array")
     whole = mine[:0]
     if _is_root(comm, root, "out", out):
         if out is None:
             out = empty((sum(sizes),), mine.dtype, device_of(mine))
         whole = _whole(flat_view(comm, out), mine, sizes, "out", "array")
-    kind, steps_of = choose(comm, "gather", algorithm, sum(sizes) * mine.itemsize)
+    kind, steps_of = choose(comm, "gather", algorithm, mine, nbytes=sum(sizes) * mine.itemsize)
     if comm.checked:
         compare(comm, kind, root=root, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
@@ -131,7 +131,7 @@ def all_to_all(
             f"array (shape {array.shape}) and out (shape {out.shape}) overlap in memory: chunks that come would "
             "overwrite others before they have gone"
         )
-    kind, steps_of = choose(comm, "all_to_all", algorithm, mine.nbytes)
+    kind, steps_of = choose(comm, "all_to_all", algorithm, mine)
     if comm.checked:
         compare(comm, kind, size=mine.size if sizes is None else "by counts", dtype=array.dtype)
     lane = Lane(comm)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from ..backend import Array
 from ..comm.handle import Steps
-from .at_once import at_once, lanes
+from .at_once import at_once
 from .chunks import Chunks, chunk_slice
 from .lane import Lane
 from .reductions import Reduction, reduction_of
@@ -48,13 +48,10 @@ def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> S
     count = max(1, min(SLICES, round(array.nbytes / 2 / comm.comm.segment)))
     slices = [array[chunk_slice(array.size, count, index)] for index in range(count)]
     workers = min(count, AT_ONCE)
-    within, between = lanes(Lane(host), workers), lanes(Lane(across), workers)
+    lanes = [(Lane(host, part_of=comm), Lane(across, part_of=comm)) for _ in range(workers)]
     yield from at_once(
         comm,
-        [
-            _slices(slices[worker::workers], within[worker], between[worker], pieces, reduction, comm.size)
-            for worker in range(workers)
-        ],
+        [_slices(slices[worker::workers], *lanes[worker], pieces, reduction, comm.size) for worker in range(workers)],
     )
 
 

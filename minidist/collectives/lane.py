@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backend import Array, namespace
 from ..comm.base import Communicator, Request
-from ..comm.handle import Steps
+from ..comm.handle import Steps, Uses
 from .reductions import Reduction
 
 FIRST_TAG, TAGS = 32256, 512  # operations number their tags in turn, the same on all ranks
@@ -30,12 +30,17 @@ SMALL, KEPT, LINE = 1 << 14, 1 << 22, 64  # bytes of scratch memory: below SMALL
 class Lane:
     """One operation's way through a communicator."""
 
-    __slots__ = ("comm", "rank", "size", "tag", "_sends")
+    __slots__ = ("comm", "rank", "size", "tag", "uses", "_sends")
 
-    def __init__(self, comm: Communicator):
+    def __init__(self, comm: Communicator, part_of: Lane | None = None):
+        """`part_of`: the operation's first lane, for one that needs several. Those are made before it begins."""
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         self.tag = FIRST_TAG + comm.operations % TAGS
         comm.operations += 1
+        if comm.in_flight:
+            _free(comm, self.tag)
+        self.uses: Uses = [] if part_of is None else part_of.uses  # the communicators and tags of all its lanes
+        self.uses.append((comm, self.tag))
         self._sends: list[Request] = []
 
     # -- whole messages -------------------------------------------------------------------------------------------
@@ -115,3 +120,10 @@ class Lane:
             return [array]
         step = max(1, int(self.comm.segment // array.itemsize))
         return [array[start : start + step] for start in range(0, array.size, step)]
+
+
+def _free(comm: Communicator, tag: int) -> None:
+    """A tag comes round again after TAGS operations: if one that has it is still under way, let it end first."""
+    for handle in tuple(comm.in_flight):
+        if (comm, tag) in handle.uses:
+            handle.settle()

@@ -9,7 +9,6 @@ end, for twice the bytes.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from .choice import choose
 from .chunks import Chunks, checked_counts
 from .dealing import all_to_all, gather, scatter  # noqa: F401  they are operations like those below
 from .lane import Lane
-from .reductions import reduction_of
+from .reductions import is_number, reduction_of
 
 
 @refused_on_all
@@ -44,7 +43,7 @@ def all_reduce(
     flat = flat_view(comm, array)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    kind, steps_of = choose(comm, "all_reduce", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "all_reduce", algorithm, wide, op)
     if comm.checked:
         compare(comm, kind, op=op, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     lane = Lane(comm)
@@ -74,7 +73,7 @@ def reduce_scatter(
     sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    kind, steps_of = choose(comm, "reduce_scatter", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "reduce_scatter", algorithm, wide, op)
     if comm.checked:
         like = {"shape": array.shape, "dtype": array.dtype, "counts": sizes}
         compare(comm, kind, op=op, **like, accumulate=accumulate)
@@ -101,7 +100,7 @@ def all_gather(
     """
     flat = flat_view(comm, array)
     sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
-    kind, steps_of = choose(comm, "all_gather", algorithm, flat.nbytes)
+    kind, steps_of = choose(comm, "all_gather", algorithm, flat)
     if comm.checked:
         compare(comm, kind, shape=array.shape, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
@@ -114,9 +113,9 @@ def broadcast(
     comm: Communicator, array: Array, root: int = 0, algorithm: str = "auto", *, async_op: bool = False
 ) -> Any:
     """Every rank ends with the root's array. In place; returns array."""
-    root = _root(comm, root)
+    root = comm.check_root(root)
     flat = flat_view(comm, array, written=comm.rank != root)
-    kind, steps_of = choose(comm, "broadcast", algorithm, flat.nbytes)
+    kind, steps_of = choose(comm, "broadcast", algorithm, flat)
     if comm.checked:
         compare(comm, kind, root=root, shape=array.shape, dtype=array.dtype)
     lane = Lane(comm)
@@ -138,11 +137,11 @@ def reduce(
 
     The other ranks' arrays are used as work space: afterwards they hold nothing of meaning.
     """
-    root = _root(comm, root)
+    root = comm.check_root(root)
     flat = flat_view(comm, array)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    kind, steps_of = choose(comm, "reduce", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "reduce", algorithm, wide, op)
     if comm.checked:
         compare(comm, kind, op=op, root=root, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     lane = Lane(comm)
@@ -171,7 +170,7 @@ def scan(
     flat = flat_view(comm, array)
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
-    kind, steps_of = choose(comm, "scan", algorithm, wide.nbytes)
+    kind, steps_of = choose(comm, "scan", algorithm, wide, op)
     if comm.checked:
         compare(
             comm,
@@ -192,7 +191,7 @@ def scan(
 @refused_on_all
 def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = False) -> Any:
     """Return when every rank has called it."""
-    kind, steps_of = choose(comm, "barrier", algorithm, 0)
+    kind, steps_of = choose(comm, "barrier", algorithm, _NOTHING)
     if comm.checked:
         compare(comm, kind)
     lane = Lane(comm)
@@ -202,21 +201,11 @@ def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = Fal
 _NOTHING = np.empty(0, np.uint8)
 
 
-def _root(comm: Communicator, root: int) -> int:
-    root = operator.index(root)
-    if not 0 <= root < comm.size:
-        raise ValueError(f"root {root}: the ranks of this communicator are 0 to {comm.size - 1}")
-    return root
-
-
 def _widened(flat: Array, accumulate: str) -> Array:
     """The array in the dtype to accumulate in: itself, or a copy."""
     dtype = np.dtype(accumulate)
-    if (
-        dtype not in (np.float32, np.float64)
-        or not flat.dtype.itemsize <= dtype.itemsize
-        or flat.dtype.kind not in "fV"
-    ):
+    is_float = flat.dtype.kind == "f" or (flat.dtype.kind == "V" and is_number(flat.dtype))
+    if dtype not in (np.float32, np.float64) or not is_float or flat.dtype.itemsize > dtype.itemsize:
         raise ValueError(
             f"accumulate={accumulate!r} of {flat.dtype}: only floats can be accumulated in another dtype, "
             "in float32 or float64, and not in a narrower one"

@@ -30,13 +30,22 @@ def reduction_of(op: str, array: Array) -> Reduction:
 
     Errors  ValueError: no such op, or the mean of a dtype that cannot hold it. TypeError: the op has no meaning for it
     """
+    if not isinstance(op, str):
+        raise TypeError(f"op {op!r}: expected one of {', '.join(OPS)}")
     return _reduction(op, array.dtype, namespace(array))
+
+
+def is_number(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of numbers: NumPy's own, or bfloat16 and the like, which NumPy takes for "void"."""
+    return dtype.kind in "biufcmM" or (dtype.kind == "V" and dtype.type is not np.void)
 
 
 @cache
 def _reduction(op: str, dtype: np.dtype, xp: Any) -> Reduction:
     if op not in OPS:
         raise ValueError(f"op {op!r}: choose one of {', '.join(OPS)}")
+    if not is_number(dtype):
+        raise TypeError(f"op {op!r} of {dtype}: only numbers can be combined")
     if op == "mean" and dtype.kind in "iub":
         raise ValueError(f"op 'mean' of {dtype}: the mean of integers is no integer; use op='sum' and divide")
     function, nothing = getattr(xp, OPS[op]), xp.empty(0, dtype)

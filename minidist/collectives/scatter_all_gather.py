@@ -28,6 +28,8 @@ from .ring import ring_all_gather, ring_all_gather_cost
 
 def scatter_all_gather_broadcast(comm: Lane, array: Array, root: int = 0) -> Steps:
     """Every rank ends with the root's array. At most ceil(lg P) + P - 1 messages, 2 n (P-1)/P bytes, sent per rank."""
+    if not getattr(array.flags, "writeable", True):  # the ring will write to it what it has already
+        array = array.copy()
     chunks = Chunks(array, comm.size)
     yield from binomial_scatter_in_place(comm, chunks, root)
     yield from ring_all_gather(comm, chunks)

@@ -228,11 +228,18 @@ class Communicator(ABC):
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
+    def check_root(self, root: int) -> int:
+        """`root`, found to be a rank of this communicator."""
+        return self._check_peer("root", root, 0)
+
     def _check_peer(self, role: str, peer: int, tag: int) -> int:
-        peer = operator.index(peer)
+        try:
+            peer, tag = operator.index(peer), operator.index(tag)
+        except TypeError:
+            raise TypeError(f"{role} {peer!r}, tag {tag!r}: expected whole numbers") from None
         if not 0 <= peer < self.size:
             raise ValueError(f"{role} {peer}: the ranks of this communicator are 0 to {self.size - 1}")
-        if not 0 <= operator.index(tag) <= MAX_TAG:
+        if not 0 <= tag <= MAX_TAG:
             raise ValueError(f"tag {tag}: tags are 0 to {MAX_TAG}")
         return peer
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .record import Entry
 
 NAP = 5e-5  # seconds between a helper thread's looks, when nothing moves
+Uses = list[tuple["Communicator", int]]  # communicators, and the tags of messages on them
 Steps = Generator[Request, None, None]  # an operation, as the requests that it has to wait for, one after the other
 
 
@@ -30,10 +31,12 @@ class Handle(Request):
     whoever's waiting moved it on.
     """
 
-    __slots__ = ("comm", "tag", "result", "current", "done", "_steps", "_error", "_going_on")
+    __slots__ = ("comm", "tag", "uses", "result", "current", "done", "_steps", "_error", "_going_on")
 
-    def __init__(self, comm: Communicator, tag: int, steps: Steps, result: Any, entry: Entry | None):
-        self.comm, self.tag, self.result, self.entry = comm, tag, result, entry
+    def __init__(self, comm: Communicator, uses: Uses, steps: Steps, result: Any = None, entry: Entry | None = None):
+        self.comm, self.tag = comm, uses[0][1] if uses else 0
+        self.uses = uses  # the tags that its messages have
+        self.result, self.entry = result, entry
         self.current: Request | None = None  # what it waits for, once it has been started
         self.done = False
         self._steps = steps
@@ -45,10 +48,21 @@ class Handle(Request):
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the operation's result when it is done. Errors as for Request.wait, and those of the operation."""
+        self.settle(timeout)
+        return self._outcome()
+
+    def settle(self, timeout: float | None = None) -> None:
+        """As wait, but what has gone wrong in it is not raised now."""
+        give_up = None if timeout is None else self.comm.clock() + timeout
         while not self.done:
             if not progress(self.comm.in_flight):
-                self.comm._wait_any([h.current for h in self.comm.in_flight if h.current is not None], timeout)
-        return self._outcome()
+                left = None if give_up is None else max(0.0, give_up - self.comm.clock())
+                self.comm._wait_any([h.current for h in self.comm.in_flight if h.current is not None], left)
+
+    def cancel(self) -> None:
+        """Go no further. Messages that have been started stay so: the communicator is of no use any more."""
+        if not self.done:
+            self._end()
 
     def test(self) -> bool:
         progress(self.comm.in_flight)
@@ -59,7 +73,7 @@ class Handle(Request):
         return self.done
 
     def _poll(self) -> bool:
-        progress(self.comm.in_flight)
+        self._go_on()
         return self.done
 
     def _outcome(self) -> Any:

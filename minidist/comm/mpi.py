@@ -324,7 +324,7 @@ class Native:
             raise TypeError("algorithm 'mpi' takes arrays in host memory; choose another for an array on a GPU")
         kind = array.dtype.kind
         try:
-            self.type = MPI.Datatype.fromcode(array.dtype.char)
+            self.type = MPI.Datatype.fromcode(array.dtype.char if array.dtype.isnative else "")
         except (KeyError, ValueError):
             raise TypeError(f"algorithm 'mpi': MPI has no type for {array.dtype}; choose another") from None
         if op is not None:
