@@ -60,7 +60,7 @@ def test_what_differs_is_told_on_every_rank_with_the_ranks_and_their_lines(comm,
     differ(
         comm,
         lambda odd: call(comm, odd),
-        rf"(?s)collective [0-9]+ of .*{first}: .*{one}.*at .*{HERE}\d+.*rank {comm.size - 1}: .*{other}.*at .*{HERE}\d+",
+        rf"(?s)collective [0-9]+ .*{first}: .*{one}.*at .*{HERE}\d+.*rank {comm.size - 1}: .*{other}.*at .*{HERE}\d+",
     )
 
 

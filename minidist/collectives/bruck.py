@@ -62,7 +62,8 @@ def bruck_all_gather(comm: Lane, chunks: Chunks) -> Steps:
             comm.give_back(message)
         distance *= 2
     yield from comm.sent()
-    comm.give_back(*joined)
+    for memory in joined:
+        comm.give_back(memory)
 
 
 def _circular(chunks: Chunks, first: int, count: int) -> list[Array]:

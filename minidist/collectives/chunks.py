@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 from ..backend import Array
@@ -38,33 +39,30 @@ def checked_counts(counts: Sequence[int], ranks: int, length: int | None = None)
     return numbers
 
 
+@lru_cache(1000)
+def _even_bounds(length: int, ranks: int) -> list[int]:
+    size, longer = divmod(length, ranks)
+    return [rank * size + min(rank, longer) for rank in range(ranks + 1)]
+
+
 class Chunks:
     """A flat array, cut: chunks[i] is chunk i, and chunks[i:j] chunks i to j - 1 as one. Both are views of `flat`."""
 
-    __slots__ = ("flat", "ranks", "_ends")
+    __slots__ = ("flat", "_bounds")
 
     def __init__(self, flat: Array, ranks: int, counts: list[int] | None = None):
         self.flat = flat
-        self.ranks = ranks
-        self._ends = None if counts is None else [0, *accumulate(counts)]
+        self._bounds = _even_bounds(flat.size, ranks) if counts is None else [0, *accumulate(counts)]
 
     def __len__(self) -> int:
-        return self.ranks
+        return len(self._bounds) - 1
 
     def start(self, index: int) -> int:
         """Where chunk `index` begins; for index P, where the last one ends."""
-        if self._ends is not None:
-            return self._ends[index]
-        size, longer = divmod(self.flat.size, self.ranks)
-        return index * size + min(index, longer)
+        return self._bounds[index]
 
     def __getitem__(self, index: int | slice) -> Array:
+        bounds = self._bounds
         if isinstance(index, slice):
-            return self.flat[
-                self.start(index.start or 0) : self.start(self.ranks if index.stop is None else index.stop)
-            ]
-        return self.flat[self.start(index) : self.start(index + 1)]
-
-    def longest(self) -> int:
-        """Elements of the longest chunk."""
-        return max(self.start(i + 1) - self.start(i) for i in range(self.ranks)) if self._ends else len(self[0])
+            return self.flat[bounds[index.start or 0] : bounds[len(bounds) - 1 if index.stop is None else index.stop]]
+        return self.flat[bounds[index] : bounds[index + 1]]

@@ -27,4 +27,5 @@ class Incoming:
             self._receive = self.comm.irecv(after, self.source)
         self.comm.combine(mine, self._scratch[index % 2][: mine.size], reduction, theirs_first)
         if index + 1 == len(self.pieces):
-            self.comm.give_back(*self._scratch)
+            for memory in self._scratch:
+                self.comm.give_back(memory)

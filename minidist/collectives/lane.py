@@ -15,22 +15,18 @@ An algorithm is a generator function (see comm/handle.py). It starts messages, a
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..backend import Array, namespace
+from ..backend import Array
 from ..comm.base import Communicator, Request
 from ..comm.handle import Steps, Uses
 from .reductions import Reduction
 
 FIRST_TAG, TAGS = 32256, 512  # operations number their tags in turn, the same on all ranks
-SMALL, KEPT, LINE = 1 << 14, 1 << 22, 64  # bytes of scratch memory: below SMALL it is cheap to make, above KEPT too
-# big to keep; a cache line
 
 
 class Lane:
     """One operation's way through a communicator."""
 
-    __slots__ = ("comm", "rank", "size", "tag", "uses", "_sends")
+    __slots__ = ("comm", "rank", "size", "tag", "uses", "_sends", "_scratch")
 
     def __init__(self, comm: Communicator, part_of: Lane | None = None):
         """`part_of`: the operation's first lane, for one that needs several. Those are made before it begins."""
@@ -42,6 +38,7 @@ class Lane:
         self.uses: Uses = [] if part_of is None else part_of.uses  # the communicators and tags of all its lanes
         self.uses.append((comm, self.tag))
         self._sends: list[Request] = []
+        self._scratch = comm.scratch
 
     # -- whole messages -------------------------------------------------------------------------------------------
 
@@ -83,7 +80,8 @@ class Lane:
             if i + 1 < len(segments):
                 receive = self.irecv(scratch[(i + 1) % 2][: segments[i + 1].size], source)
             self.combine(segment, partial, reduction, theirs_first)
-        self.give_back(*scratch)
+        for memory in scratch:
+            self.give_back(memory)
 
     def combine(self, mine: Array, theirs: Array, reduction: Reduction, theirs_first: bool = False) -> None:
         """Fold `theirs` into `mine`; in a simulation it takes the network's time for it."""
@@ -93,27 +91,12 @@ class Lane:
     # -- scratch memory -------------------------------------------------------------------------------------------
 
     def scratch_like(self, array: Array) -> Array:
-        """Memory of an array's size, its content undefined; `give_back` what is no longer used.
+        """Memory of an array's size and dtype, its content undefined; `give_back` it when it is no longer used."""
+        return self._scratch.take(array)
 
-        It begins as far into a cache line as the array does: a kernel that copies from one process to another takes
-        up to twice as long between arrays that do not (256 KiB, all-reduce by 2 ranks: 93 us instead of 60). And it is
-        memory used before, where there is some: new memory has to be mapped first (60 us).
-        """
-        nbytes = array.nbytes
-        if nbytes < SMALL or type(array) is not np.ndarray:
-            return namespace(array).empty_like(array)
-        pool = self.comm.scratch
-        fits = next((i for i, memory in enumerate(pool) if memory.nbytes >= nbytes + LINE), None)
-        memory = np.empty(nbytes + 2 * LINE, np.uint8) if fits is None else pool.pop(fits)
-        start = (array.ctypes.data - memory.ctypes.data) % LINE
-        return memory[start : start + nbytes].view(array.dtype)
-
-    def give_back(self, *scratch: Array) -> None:
+    def give_back(self, array: Array) -> None:
         """End the use of what `scratch_like` returned."""
-        for array in scratch:
-            if SMALL <= array.nbytes <= KEPT and type(array) is np.ndarray:
-                assert array.base is not None
-                self.comm.scratch.append(array.base)
+        self._scratch.give(array)
 
     def _segments(self, array: Array) -> list[Array]:
         if array.nbytes <= self.comm.segment:

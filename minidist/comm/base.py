@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .mpi import Native
     from .network import Network
     from .record import Entry, FlightRecord
+    from .scratch import Scratch
 
 MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist itself
 
@@ -88,7 +89,7 @@ class Communicator(ABC):
     in_flight: InFlight
     checked: bool  # whether collectives compare what they were called with first (MINIDIST_CHECK=1)
     segment: float  # bytes; a larger message of a collective is cut, so that adding overlaps receiving
-    scratch: list[np.ndarray]  # memory that collectives have used and may use again
+    scratch: Scratch
     network: Network | None = None  # what messages cost, where that is known: in a simulation
     tuning = ""  # what was measured on this machine, in JSON; the same on all ranks
     choices: dict[str, list[str]] | None = None  # what "auto" means here; see collectives/choice.py

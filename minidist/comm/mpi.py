@@ -24,10 +24,11 @@ from .base import Communicator, Request, default_checked, default_timeout
 from .endings import Endings, say
 from .handle import InFlight, progress
 from .record import FlightRecord
+from .scratch import Scratch
 from .status import place_in
 from .stored import stored_tuning
 from .threads import share_cores
-from .waiting import FIRST_TESTS, wait_until
+from .waiting import FIRST_TESTS, FIRST_TURNS, give_way, wait_until
 from .watchdog import Watchdog
 from .where import shortened
 
@@ -117,7 +118,7 @@ class MpiCommunicator(Communicator):
         self.checked = default_checked() if parent is None else parent.checked
         self.record = FlightRecord(self.clock) if parent is None else parent.record
         self.in_flight = InFlight() if parent is None else parent.in_flight
-        self.scratch: list[np.ndarray] = [] if parent is None else parent.scratch
+        self.scratch = Scratch() if parent is None else parent.scratch
 
     clock = staticmethod(time.perf_counter)
 
@@ -226,10 +227,14 @@ class MpiRequest(Request):
         self.entry = None
 
     def wait(self, timeout: float | None = None) -> None:
-        for _ in range(FIRST_TESTS):
-            if self._poll():
-                return
-        self.comm.wait_for(self._poll, self.peers(), timeout, self)
+        poll = self._poll
+        if not self.comm.in_flight:  # most messages come soon: for them the preparations of wait_for cost too much
+            for _ in range(FIRST_TURNS):
+                for _ in range(FIRST_TESTS):
+                    if poll():
+                        return
+                give_way()
+        self.comm.wait_for(poll, self.peers(), timeout, self)
 
     def _poll(self) -> bool:
         while self.request is not None:

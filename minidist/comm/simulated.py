@@ -15,8 +15,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
-
 from ..backend import Array
 from .agenda import AnyOf, Wait
 from .base import Communicator, Request, default_checked, default_timeout
@@ -26,6 +24,7 @@ from .network import Network
 from .record import FlightRecord, Waiting
 from .report import LostMessages, lost_text
 from .scheduler import Scheduler
+from .scratch import Scratch
 from .where import shortened
 
 Program = Callable[..., Any]
@@ -124,7 +123,7 @@ class SimulatedCommunicator(Communicator):
         self.checked = default_checked() if parent is None else parent.checked
         self.record = FlightRecord(self.clock) if parent is None else parent.record
         self.in_flight = InFlight() if parent is None else parent.in_flight
-        self.scratch: list[np.ndarray] = [] if parent is None else parent.scratch
+        self.scratch = Scratch() if parent is None else parent.scratch
         self.sent = Sent(self.record)
         self.me.record = self.record
         self._splits = 0

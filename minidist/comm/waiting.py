@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable
 
-FIRST_TESTS = 4  # tests before a wait begins
+FIRST_TURNS, FIRST_TESTS = 20, 4  # turns before a wait begins in earnest, and tests in each of them
 TESTS = 16  # tests in a turn
 YIELD_SECONDS = 1e-3  # for so long, give up the core between turns, but ask for it back at once
 SLEEP_PART = 1 / 50  # afterwards sleep between turns for this part of the time waited so far ...
@@ -31,7 +31,7 @@ def _sleep_zero() -> None:
     time.sleep(0)
 
 
-_give_way = getattr(os, "sched_yield", _sleep_zero)
+give_way = getattr(os, "sched_yield", _sleep_zero)
 
 
 def wait_until(test: Callable[[], bool], timeout: float, watch: Callable[[], None]) -> bool:
@@ -40,7 +40,7 @@ def wait_until(test: Callable[[], bool], timeout: float, watch: Callable[[], Non
     waited, next_watch = 0.0, WATCH_SECONDS
     while True:
         if waited < YIELD_SECONDS:
-            _give_way()
+            give_way()
         else:
             time.sleep(min(waited * SLEEP_PART, LONGEST_SLEEP))
         for _ in range(TESTS):
