@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import numpy as np
+
 from ..backend import Array
 from ..comm.base import Communicator
 from ..comm.handle import Steps
@@ -21,6 +23,8 @@ from .table import ALGORITHMS, Algorithm
 from .tuning import Tuning
 
 CLASSES = 48  # of sizes: class k holds the sizes of k bits, 2^(k-1) to 2^k - 1 bytes
+
+Choices = dict[str, list[str]]  # of each operation, the algorithm's name for each class of sizes
 
 # What messages of processes on one host and over a fast network cost, Python included, where nothing was measured.
 USUAL = Network(alpha=6e-6, beta=1.5e-10, gamma=5e-11, ranks_per_host=1, between=Link(4e-5, 1e-9))
@@ -36,43 +40,48 @@ def choose(
     if algorithm == "auto":
         if comm.choices is None:
             comm.choices = choices_for(comm)
-        nbytes = array.nbytes if nbytes is None else nbytes
-        algorithm = comm.choices[operation][min(nbytes.bit_length(), CLASSES - 1)]
+        in_memory, elsewhere = comm.choices
+        names = (in_memory if type(array) is np.ndarray else elsewhere)[operation]
+        algorithm = names[min((array.nbytes if nbytes is None else nbytes).bit_length(), CLASSES - 1)]
     row = ALGORITHMS[operation].get(algorithm) if isinstance(algorithm, str) else None
     if row is None:
         raise ValueError(f"{operation}: no algorithm {algorithm!r}; choose auto, {', '.join(ALGORITHMS[operation])}")
-    if algorithm == "mpi":
-        comm.native(array, op)
-    if row.by_host:
-        comm.by_host()
+    if row.prepare is not None:
+        row.prepare(comm, array, op)
     return f"{operation} {algorithm}", row.steps
 
 
-def choices_for(comm: Communicator) -> dict[str, list[str]]:
-    """Of each operation, the algorithm for each class of sizes."""
+def choices_for(comm: Communicator) -> tuple[Choices, Choices]:
+    """For arrays in the host's memory, which ranks of one host may share; and for those on a GPU."""
     hosts = len(set(comm.hosts()))
     if comm.network is not None:
         free = not any((comm.network.alpha, comm.network.beta, comm.network.gamma, comm.network.between))
-        return by_model(USUAL if free else comm.network, comm.size, hosts)
-    return by_measurement(comm.tuning, comm.size, hosts)
+        simulated = by_model(USUAL if free else comm.network, comm.size, hosts, shared=False)
+        return simulated, simulated
+    return by_measurement(comm.tuning, comm.size, hosts, hosts == 1), by_measurement(
+        comm.tuning, comm.size, hosts, False
+    )
 
 
 @cache
-def by_measurement(text: str, ranks: int, hosts: int) -> dict[str, list[str]]:
-    """The measured ones, where there are any; else by the model with the measured figures, or the usual ones."""
+def by_measurement(text: str, ranks: int, hosts: int, shared: bool) -> Choices:
+    """The measured ones, where there are any; else by the model with the measured figures, or the usual ones.
+
+    `shared`: whether algorithms through shared memory may be chosen.
+    """
     tuning = Tuning.read(text)
-    modelled = by_model(USUAL if tuning is None else tuning.network, ranks, hosts)
-    measured = {} if tuning is None else tuning.best(ranks, hosts, CLASSES)
+    modelled = by_model(USUAL if tuning is None else tuning.network, ranks, hosts, shared)
+    measured = {} if tuning is None else tuning.best(ranks, hosts, CLASSES, shared)
     return {operation: measured.get(operation, names) for operation, names in modelled.items()}
 
 
 @cache
-def by_model(network: Network, ranks: int, hosts: int) -> dict[str, list[str]]:
+def by_model(network: Network, ranks: int, hosts: int, shared: bool = False) -> Choices:
     """The cheapest by their cost formulas, for arrays in the middle of each class."""
     sizes = [0, *(round(0.75 * 2**k) for k in range(1, CLASSES))]
     choices = {}
     for operation, rows in ALGORITHMS.items():
-        able = {name: row for name, row in rows.items() if row.cost is not None}
+        able = {name: row for name, row in rows.items() if row.cost is not None and (shared or not row.shared)}
         choices[operation] = [
             # Two formulas may differ in their rounding only; then the first algorithm is meant.
             min(able, key=lambda name: float(f"{predicted(able[name], ranks, n, network, hosts):.9g}"))

@@ -23,6 +23,7 @@ heterogeneous network hierarchy", of which this is the case of two levels; NCCL'
 from __future__ import annotations
 
 from ..backend import Array
+from ..comm.base import Communicator
 from ..comm.handle import Steps
 from .at_once import at_once
 from .chunks import Chunks, chunk_slice
@@ -34,8 +35,13 @@ SLICES = 8  # of a long array: the link lies idle while the first one is added u
 AT_ONCE = 4  # two on the link, so that it is busy while one is added up; one before it, one behind it
 
 
+def prepare(comm: Communicator, array: Array, op: str | None) -> None:
+    """Find the ranks of each host; all ranks wait for one another the first time."""
+    comm.by_host()
+
+
 def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> Steps:
-    """Every rank ends with the sum over all ranks. Needs Communicator.by_host to have been called: it waits for all.
+    """Every rank ends with the sum over all ranks.
 
     dtype   kept; accumulates in it, first the ranks of each host, then the hosts
     Cost    2 (H-1)/H n bytes sent by each host to others; within it, 2 (R-1)/R n by each of R ranks

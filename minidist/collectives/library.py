@@ -17,11 +17,16 @@ from collections.abc import Callable
 import numpy as np
 
 from ..backend import Array, copy_into
-from ..comm.base import Request
+from ..comm.base import Communicator, Request
 from ..comm.handle import Steps
 from .chunks import Chunks
 from .lane import Lane
 from .reductions import Reduction
+
+
+def prepare(comm: Communicator, array: Array, op: str | None) -> None:
+    """Refuse what the library cannot do."""
+    comm.native(array, op)
 
 
 def _steps(start: Callable[[], Request], finish: Callable[[], None] = lambda: None) -> Steps:

@@ -76,6 +76,12 @@ class Reduction:
         else:
             self._function(mine, theirs, out=mine)
 
+    def combine_all(self, arrays: list[Array], out: Array) -> None:
+        """Combine two or more arrays, in order, into `out`, which may be the first of them."""
+        self._function(arrays[0], arrays[1], out=out)
+        for array in arrays[2:]:
+            self._function(out, array, out=out)
+
     def finish(self, array: Array, ranks: int) -> None:
         """Turn the combined values of all `ranks` into the result, in place; twice does harm (of a mean)."""
         if self.op == "mean" and ranks > 1:

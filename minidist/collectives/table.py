@@ -16,8 +16,10 @@ The arguments of the functions, after the lane:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ..backend import Array
+from ..comm.base import Communicator
 from ..comm.handle import Steps
 from . import (
     binomial,
@@ -36,6 +38,7 @@ from . import (
     ring,
     scan,
     scatter_all_gather,
+    shared_memory,
     tree,
 )
 
@@ -47,7 +50,10 @@ class Algorithm(NamedTuple):
 
     steps: Callable[..., Steps]
     cost: Cost | None = None  # None: not by the model, and never chosen by it
-    by_host: bool = False  # needs to know which ranks share a host; its cost takes `hosts` and `between` too
+    by_host: bool = False  # it works on `comm.by_host()`; its cost takes hosts and between=(alpha, beta) as well
+    shared: bool = False  # it needs ranks on one host, and arrays in that host's memory
+    prepare: Callable[[Communicator, Array, str | None], Any] | None = None
+    # Called with the array and op before the operation begins: to refuse them, or to make what needs all ranks
 
 
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
@@ -60,10 +66,19 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
         "rabenseifner": Algorithm(rabenseifner.rabenseifner_all_reduce, rabenseifner.rabenseifner_all_reduce_cost),
         "tree": Algorithm(tree.tree_all_reduce, tree.tree_all_reduce_cost),
         "double_tree": Algorithm(double_tree.double_tree_all_reduce, double_tree.double_tree_all_reduce_cost),
-        "hierarchical": Algorithm(
-            hierarchical.hierarchical_all_reduce, hierarchical.hierarchical_all_reduce_cost, by_host=True
+        "shared_memory": Algorithm(
+            shared_memory.shared_memory_all_reduce,
+            shared_memory.shared_memory_all_reduce_cost,
+            shared=True,
+            prepare=shared_memory.prepare,
         ),
-        "mpi": Algorithm(library.mpi_all_reduce),
+        "hierarchical": Algorithm(
+            hierarchical.hierarchical_all_reduce,
+            hierarchical.hierarchical_all_reduce_cost,
+            by_host=True,
+            prepare=hierarchical.prepare,
+        ),
+        "mpi": Algorithm(library.mpi_all_reduce, prepare=library.prepare),
     },
     "reduce_scatter": {
         "naive": Algorithm(naive.naive_reduce_scatter, naive.naive_all_reduce_cost),
@@ -72,7 +87,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_halving_reduce_scatter, recursive_halving.recursive_halving_reduce_scatter_cost
         ),
         "pairwise": Algorithm(pairwise.pairwise_reduce_scatter, pairwise.pairwise_reduce_scatter_cost),
-        "mpi": Algorithm(library.mpi_reduce_scatter),
+        "mpi": Algorithm(library.mpi_reduce_scatter, prepare=library.prepare),
     },
     "all_gather": {
         "naive": Algorithm(naive.naive_all_gather, naive.naive_all_gather_cost),
@@ -81,7 +96,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_doubling_all_gather, recursive_halving.recursive_doubling_all_gather_cost
         ),
         "bruck": Algorithm(bruck.bruck_all_gather, bruck.bruck_all_gather_cost),
-        "mpi": Algorithm(library.mpi_all_gather),
+        "mpi": Algorithm(library.mpi_all_gather, prepare=library.prepare),
     },
     "broadcast": {
         "naive": Algorithm(naive.naive_broadcast, naive.naive_broadcast_cost),
@@ -90,37 +105,37 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             scatter_all_gather.scatter_all_gather_broadcast, scatter_all_gather.scatter_all_gather_broadcast_cost
         ),
         "chain": Algorithm(chain.chain_broadcast, chain.chain_broadcast_cost),
-        "mpi": Algorithm(library.mpi_broadcast),
+        "mpi": Algorithm(library.mpi_broadcast, prepare=library.prepare),
     },
     "scatter": {
         "linear": Algorithm(linear.linear_scatter, linear.linear_cost),
         "binomial": Algorithm(binomial.binomial_scatter, binomial.binomial_scatter_cost),
-        "mpi": Algorithm(library.mpi_scatter),
+        "mpi": Algorithm(library.mpi_scatter, prepare=library.prepare),
     },
     "gather": {
         "linear": Algorithm(linear.linear_gather, linear.linear_cost),
         "binomial": Algorithm(binomial.binomial_gather, binomial.binomial_scatter_cost),
-        "mpi": Algorithm(library.mpi_gather),
+        "mpi": Algorithm(library.mpi_gather, prepare=library.prepare),
     },
     "all_to_all": {
         "pairwise": Algorithm(pairwise.pairwise_all_to_all, pairwise.pairwise_all_to_all_cost),
         "bruck": Algorithm(bruck.bruck_all_to_all, bruck.bruck_all_to_all_cost),
-        "mpi": Algorithm(library.mpi_all_to_all),
+        "mpi": Algorithm(library.mpi_all_to_all, prepare=library.prepare),
     },
     "reduce": {
         "naive": Algorithm(naive.naive_reduce, naive.naive_reduce_cost),
         "binomial": Algorithm(tree.binomial_reduce, tree.binomial_reduce_cost),
         "rabenseifner": Algorithm(rabenseifner.rabenseifner_reduce, rabenseifner.rabenseifner_reduce_cost),
-        "mpi": Algorithm(library.mpi_reduce),
+        "mpi": Algorithm(library.mpi_reduce, prepare=library.prepare),
     },
     "scan": {
         "chain": Algorithm(scan.chain_scan, scan.chain_scan_cost),
         "recursive_doubling": Algorithm(scan.recursive_doubling_scan, scan.recursive_doubling_scan_cost),
-        "mpi": Algorithm(library.mpi_scan),
+        "mpi": Algorithm(library.mpi_scan, prepare=library.prepare),
     },
     "barrier": {
         "dissemination": Algorithm(dissemination.dissemination_barrier, dissemination.dissemination_barrier_cost),
         "tree": Algorithm(binomial.binomial_barrier, binomial.binomial_barrier_cost),
-        "mpi": Algorithm(library.mpi_barrier),
+        "mpi": Algorithm(library.mpi_barrier, prepare=library.prepare),
     },
 }

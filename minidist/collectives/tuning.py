@@ -61,11 +61,15 @@ class Tuning:
         within = [self.network.alpha, self.network.beta, self.network.gamma]
         return json.dumps({"within": within, "between": between, "seconds": self.seconds}, indent=1) + "\n"
 
-    def best(self, ranks: int, hosts: int, classes: int) -> dict[str, list[str]]:
-        """Of each operation measured on so many ranks and hosts, the fastest algorithm for each class of sizes."""
+    def best(self, ranks: int, hosts: int, classes: int, shared: bool = True) -> dict[str, list[str]]:
+        """Of each operation measured on so many ranks and hosts, the fastest algorithm for each class of sizes.
+
+        `shared`: whether those through shared memory count.
+        """
         best = {}
         for operation, by_name in self.seconds.get(place(ranks, hosts), {}).items():
-            known = {n: by_size for n, by_size in by_name.items() if n in ALGORITHMS.get(operation, {})}
+            rows = ALGORITHMS.get(operation, {})
+            known = {n: by_size for n, by_size in by_name.items() if n in rows and (shared or not rows[n].shared)}
             sizes = sorted({int(size) for by_size in known.values() for size in by_size})
             if sizes:
                 near = [min(sizes, key=lambda size: abs(size.bit_length() - k)) for k in range(classes)]
@@ -93,7 +97,7 @@ def tune(comm: Communicator, old: Tuning | None, say: Callable[[str], None], lar
     network = fit(comm, hosts, old)
     times: dict[str, dict[str, dict[str, float]]] = {}
     for operation, call in calls(comm).items():
-        rows = {name: row for name, row in ALGORITHMS[operation].items() if row.cost is not None}
+        rows = [name for name, row in ALGORITHMS[operation].items() if row.cost and (hosts == 1 or not row.shared)]
         if len(rows) < 2:
             continue
         say(f"  {operation}: {', '.join(rows)}")

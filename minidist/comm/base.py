@@ -23,10 +23,11 @@ from ..backend import Array, namespace, on_gpu
 
 if TYPE_CHECKING:
     from .handle import InFlight
-    from .mpi import Native
+    from .native import Native
     from .network import Network
     from .record import Entry, FlightRecord
     from .scratch import Scratch
+    from .shared import SharedMemory
 
 MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist itself
 
@@ -92,7 +93,7 @@ class Communicator(ABC):
     scratch: Scratch
     network: Network | None = None  # what messages cost, where that is known: in a simulation
     tuning = ""  # what was measured on this machine, in JSON; the same on all ranks
-    choices: dict[str, list[str]] | None = None  # what "auto" means here; see collectives/choice.py
+    choices: tuple[dict[str, list[str]], dict[str, list[str]]] | None = None  # for "auto"; see collectives/choice.py
     operations = 0  # collectives started on this communicator so far
     agreements = 0  # in checked mode: how often all ranks compared what they had called
     _by_host: tuple[Communicator, Communicator] | None = None
@@ -179,6 +180,15 @@ class Communicator(ABC):
         Errors  ValueError: these ranks are simulated. TypeError: MPI does not know the dtype, or the op of it
         """
         raise ValueError("algorithm 'mpi' needs ranks started by mpirun; these are simulated")
+
+    def shared_memory(self, slot: int, common: int) -> SharedMemory:
+        """Memory that these ranks share: `slot` bytes for each and `common` bytes for all. Made once, and kept.
+
+        Every rank must call it the first time, with the same sizes.
+
+        Errors  ValueError: the ranks are not all processes of one host
+        """
+        raise ValueError("algorithm 'shared_memory' needs ranks started by mpirun; these are simulated")
 
     # -- time, and what passes it ---------------------------------------------------------------------------------
 

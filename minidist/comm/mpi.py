@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from mpi4py import MPI
@@ -25,12 +25,16 @@ from .endings import Endings, say
 from .handle import InFlight, progress
 from .record import FlightRecord
 from .scratch import Scratch
+from .shared import SharedMemory
 from .status import place_in
 from .stored import stored_tuning
 from .threads import share_cores
 from .waiting import FIRST_TESTS, FIRST_TURNS, give_way, wait_until
 from .watchdog import Watchdog
 from .where import shortened
+
+if TYPE_CHECKING:
+    from .native import Native
 
 BYTE = MPI.BYTE
 PIECE = 1 << 30  # bytes of the largest single MPI message
@@ -118,6 +122,7 @@ class MpiCommunicator(Communicator):
         self.checked = default_checked() if parent is None else parent.checked
         self.record = FlightRecord(self.clock) if parent is None else parent.record
         self.in_flight = InFlight() if parent is None else parent.in_flight
+        self._shared: SharedMemory | None = None
         self.scratch = Scratch() if parent is None else parent.scratch
 
     clock = staticmethod(time.perf_counter)
@@ -165,12 +170,29 @@ class MpiCommunicator(Communicator):
         self._meet("split_by_host()")
         return MpiCommunicator(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank), self.endings, self)
 
+    def shared_memory(self, slot: int, common: int) -> SharedMemory:
+        if self._shared is None:
+            if len(set(self.hosts())) > 1:
+                raise ValueError(f"algorithm 'shared_memory' needs ranks of one host; these are on {set(self.hosts())}")
+            self._meet("shared_memory()")
+            nbytes = SharedMemory.nbytes(self.size, slot, common) if self.rank == 0 else 0
+            window = MPI.Win.Allocate_shared(nbytes, 1, comm=self.mpi)  # type: ignore[arg-type]
+            window.Lock_all(MPI.MODE_NOCHECK)
+            memory = np.frombuffer(window.Shared_query(0)[0], np.uint8)  # type: ignore[call-overload]
+            if self.rank == 0:
+                memory[: SharedMemory.nbytes(self.size, 0, 0)] = 0
+            self.mpi.Barrier()  # nobody has anything else to do before it
+            self._shared = SharedMemory(self, memory, slot, common, window.Sync)
+        return self._shared
+
     def _meet(self, why: str) -> None:
         """Wait for all ranks: MPI's own split waits without a deadline, and now it has nothing to wait for."""
         everyone = self.mpi.Ibarrier()
         self.wait_for(everyone.Test, self.members, None, why)
 
     def native(self, array: Array, op: str | None = None) -> Native:
+        from .native import Native
+
         return Native(self, array, op)
 
     def abort(self, code: int = 1) -> NoReturn:
@@ -300,95 +322,3 @@ class LongRequest(MpiRequest):
         super()._done(self.received)
         if self.staged is not None:
             backend.copy_into(self.array, self.staged)
-
-
-# -- MPI's own collectives ---------------------------------------------------------------------------------------------
-
-# op: MPI's for numbers, and for truth values, whose sum is NumPy's. The logical ones are of C's integers only, there.
-NATIVE_OPS = {
-    "sum": (MPI.SUM, MPI.LOR, "iufcb"),
-    "mean": (MPI.SUM, MPI.LOR, "fc"),
-    "prod": (MPI.PROD, MPI.LAND, "iufcb"),
-    "min": (MPI.MIN, MPI.LAND, "iufb"),
-    "max": (MPI.MAX, MPI.LOR, "iufb"),
-    "logical_and": (MPI.LAND, MPI.LAND, "iub"),
-    "logical_or": (MPI.LOR, MPI.LOR, "iub"),
-    "logical_xor": (MPI.LXOR, MPI.LXOR, "iub"),
-    "bitwise_and": (MPI.BAND, MPI.LAND, "iub"),
-    "bitwise_or": (MPI.BOR, MPI.LOR, "iub"),
-    "bitwise_xor": (MPI.BXOR, MPI.LXOR, "iub"),
-}
-
-
-class Native:
-    """MPI's non-blocking collectives for arrays like one, and for one op; see `Communicator.native`."""
-
-    def __init__(self, comm: MpiCommunicator, array: Array, op: str | None):
-        self.comm, self.mpi = comm, comm.mpi
-        if backend.on_gpu(array):
-            raise TypeError("algorithm 'mpi' takes arrays in host memory; choose another for an array on a GPU")
-        kind = array.dtype.kind
-        try:
-            self.type = MPI.Datatype.fromcode(array.dtype.char if array.dtype.isnative else "")
-        except (KeyError, ValueError):
-            raise TypeError(f"algorithm 'mpi': MPI has no type for {array.dtype}; choose another") from None
-        if op is not None:
-            for_numbers, for_truth, kinds = NATIVE_OPS[op]
-            if kind not in kinds:
-                raise TypeError(f"algorithm 'mpi': MPI has no op {op!r} of {array.dtype}; choose another")
-            self.op = for_truth if kind == "b" else for_numbers
-
-    def all_reduce(self, array: Array) -> Request:
-        return self._request("Iallreduce", array, MPI.IN_PLACE, self._of(array), self.op)
-
-    def reduce_scatter(self, array: Array, out: Array, counts: list[int]) -> Request:
-        return self._request("Ireduce_scatter", array, self._of(array), self._of(out), counts, self.op)
-
-    def all_gather(self, array: Array, counts: list[int]) -> Request:
-        return self._request("Iallgatherv", array, MPI.IN_PLACE, self._of(array, counts))
-
-    def broadcast(self, array: Array, root: int) -> Request:
-        return self._request("Ibcast", array, self._of(array), root)
-
-    def reduce(self, array: Array, root: int) -> Request:
-        buffers = (MPI.IN_PLACE, self._of(array)) if self.comm.rank == root else (self._of(array), None)
-        return self._request("Ireduce", array, *buffers, self.op, root)
-
-    def scatter(self, array: Array, counts: list[int], out: Array, root: int) -> Request:
-        dealt = self._of(array, counts) if self.comm.rank == root else None
-        return self._request("Iscatterv", out, dealt, self._of(out), root)
-
-    def gather(self, array: Array, out: Array, counts: list[int], root: int) -> Request:
-        collected = self._of(out, counts) if self.comm.rank == root else None
-        return self._request("Igatherv", array, self._of(array), collected, root)
-
-    def all_to_all(self, array: Array, counts: list[int], out: Array, out_counts: list[int]) -> Request:
-        return self._request("Ialltoallv", array, self._of(array, counts), self._of(out, out_counts))
-
-    def scan(self, array: Array, out: Array, exclusive: bool) -> Request:
-        return self._request("Iexscan" if exclusive else "Iscan", array, self._of(array), self._of(out), self.op)
-
-    def barrier(self) -> Request:
-        return self._request("Ibarrier", np.empty(0, np.uint8))
-
-    def _of(self, array: Array, counts: list[int] | None = None) -> list[Any]:
-        return [array, self.type] if counts is None else [array, counts, None, self.type]
-
-    def _request(self, name: str, array: Array, *arguments: Any) -> Request:
-        return NativeRequest(self.comm, getattr(self.mpi, name)(*arguments), array, name)
-
-
-class NativeRequest(MpiRequest):
-    """One of MPI's own collectives, started. It keeps the arrays alive that MPI was given."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, comm: MpiCommunicator, request: MPI.Request, array: Array, name: str):
-        super().__init__(comm, request, array, comm.rank, 0, False)
-        self.name = name
-
-    def peers(self) -> list[int]:
-        return [member for rank, member in enumerate(self.comm.members) if rank != self.comm.rank] or self.comm.members
-
-    def __str__(self) -> str:
-        return f"MPI_{self.name}, {self.array.nbytes} bytes"

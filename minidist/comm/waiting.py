@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable
 
-FIRST_TURNS, FIRST_TESTS = 20, 4  # turns before a wait begins in earnest, and tests in each of them
+FIRST_TURNS, FIRST_TESTS = 100, 2  # turns before a wait begins in earnest, and tests in each of them
 TESTS = 16  # tests in a turn
 YIELD_SECONDS = 1e-3  # for so long, give up the core between turns, but ask for it back at once
 SLEEP_PART = 1 / 50  # afterwards sleep between turns for this part of the time waited so far ...

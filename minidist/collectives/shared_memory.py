@@ -1,0 +1,92 @@
+"""All-reduce through memory that the ranks of one host share: no messages at all.
+
+                 short arrays, in one exchange           long ones, piece by piece in two exchanges
+    write        r: its array to its slot                r: its array to its slot
+                 -- all have written --                  -- all have written --
+    add          r: all slots, to its array              r: chunk r of all slots, to chunk r of the common result
+                                                         -- all have added --
+    read                                                 r: the whole result, to its array
+
+A message between processes of one host is a copy as well, but through the kernel (which looks up pages), and each costs
+Python several microseconds. Here a rank looks at the others' flags, and adds directly from the memory where they wrote.
+Measured on two cores, 256 KiB: 2 ranks 40 us (MPICH's MPI_Allreduce 52), 4 ranks 92 us (167).
+
+Why nobody overwrites what another still reads. In one exchange: slots alternate between two halves, and a rank that
+writes a half again has seen all others write the other half, after they had read this one. In two: a rank writes its
+slot again when all have added; and adds to the common result again when all have written, after they had read it.
+
+Source: the shared-memory collectives of MPI libraries, as in Graham & Shipman 2008, "MPI support for multi-core
+architectures: optimized shared memory collectives".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backend import Array, on_gpu
+from ..comm.base import Communicator
+from ..comm.handle import Steps
+from ..comm.shared import SharedMemory, Turn
+from .chunks import chunk_slice
+from .lane import Lane
+from .reductions import Reduction
+
+PIECE = 1 << 19  # bytes of an array that go through two exchanges at a time: they stay in the cache
+SHORT = 1 << 18  # bytes of all ranks together, up to which one exchange is faster than two
+HALF = SHORT // 2  # bytes of each of a slot's two halves for single exchanges, which lie behind its piece
+WRITTEN, ADDED = range(2)  # phases
+
+
+def prepare(comm: Communicator, array: Array, op: str | None) -> None:
+    """Get the memory; all ranks wait for one another the first time."""
+    if on_gpu(array):
+        raise ValueError("algorithm 'shared_memory' takes arrays in host memory; choose another for an array on a GPU")
+    _memory_of(comm)
+
+
+def _memory_of(comm: Communicator) -> SharedMemory:
+    return comm.shared_memory(slot=PIECE + 2 * HALF, common=PIECE)
+
+
+def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> Steps:
+    """Every rank ends with the sum over all ranks, all with the same bits.
+
+    dtype   kept; accumulates in it, in the order of ranks
+    Cost    no messages; each rank copies n bytes in and out, and adds n (P-1)/P
+    """
+    memory = _memory_of(comm.comm)
+    # 1. If an operation before this one is still in flight, let it end.
+    turn = Turn(memory)
+    if not turn._poll():
+        yield turn
+    short = array.nbytes * comm.size <= SHORT
+    length = array.size if short else PIECE // array.itemsize
+    for start in range(0, array.size, max(length, 1)) if comm.size > 1 else ():
+        piece = array[start : start + length]
+        memory.count += 1
+        slots, result = memory.like(piece, start=PIECE + HALF * (memory.count % 2) if short else 0)
+
+        # 2. Write our array.
+        np.copyto(slots[comm.rank], piece)
+        memory.raise_flag(WRITTEN)
+        yield memory.raised_by_all(WRITTEN)
+
+        # 3. Add up all of it, on all ranks in the same order; that was all, for a short one.
+        if short:
+            reduction.combine_all(slots, out=piece)
+            continue
+        #    Or add up our chunk ...
+        mine = chunk_slice(piece.size, comm.size, comm.rank)
+        reduction.combine_all([slot[mine] for slot in slots], out=result[mine])
+        memory.raise_flag(ADDED)
+        yield memory.raised_by_all(ADDED)
+
+        # 4. ... and read the whole.
+        np.copyto(piece, result)
+    memory.over += 1
+    reduction.finish(array, comm.size)
+
+
+def shared_memory_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
+    """a/2 + 17/16 2 n (P-1)/P b + n (P-1)/P g: no law, but about what was measured beside the others"""
+    return (P > 1) * (a / 2 + 17 / 16 * 2 * n * (P - 1) / P * b + n * (P - 1) / P * g)
