@@ -45,8 +45,13 @@ def rows(*operations: str) -> list[tuple[str, str]]:
         (operation, algorithm)
         for operation in operations or OPERATIONS
         for algorithm in ALGORITHMS[operation]
-        if algorithm != "mpi" or UNDER_MPIRUN  # MPI's own can do nothing for simulated ranks
+        if UNDER_MPIRUN or not needs_processes(operation, algorithm)
     ]
+
+
+def needs_processes(operation: str, algorithm: str) -> bool:
+    """Whether it can do nothing for simulated ranks, nor for arrays on a GPU: MPI's own, and through shared memory."""
+    return algorithm == "mpi" or ALGORITHMS[operation][algorithm].shared
 
 
 def every_algorithm(*operations: str) -> pytest.MarkDecorator:
@@ -138,8 +143,8 @@ class Problem:
         """Run and check; the result. MPI's own algorithms may refuse what MPI does not know: then None."""
         try:
             result = self.run(comm, algorithm, array, **more)
-        except TypeError as error:
-            if algorithm == "mpi" and str(error).startswith("algorithm 'mpi'"):
+        except (TypeError, ValueError) as error:
+            if needs_processes(self.operation, algorithm) and str(error).startswith(f"algorithm '{algorithm}'"):
                 return None
             raise
         self.check(comm.rank, result)

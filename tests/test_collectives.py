@@ -15,6 +15,7 @@ from collective_cases import (
     OPERATIONS,
     Problem,
     every_algorithm,
+    needs_processes,
     ops_of,
     rows,
     where,
@@ -348,7 +349,9 @@ def test_arrays_on_a_gpu_stay_there(comm, operation, algorithm, gpu):
         problem = Problem(operation, comm.size, (length,), dtype, root=comm.size - 1)
         array = backend.to(problem.array(comm.rank), "cuda")
         result = problem.solve(comm, algorithm, array)
-        assert backend.on_gpu(result) or (result is None and (algorithm == "mpi" or operation == "gather"))
+        assert backend.on_gpu(result) or (
+            result is None and (needs_processes(operation, algorithm) or operation == "gather")
+        )
 
 
 @pytest.mark.parametrize("operation", where("accumulate"))
@@ -522,9 +525,11 @@ ASYNC = pytest.mark.parametrize("async_op", [False, True])
 
 @ASYNC
 @every_operation
-def test_the_librarys_own_algorithm_is_refused_on_simulated_ranks(operation, async_op):
+def test_what_needs_processes_is_refused_on_simulated_ranks(operation, async_op):
     call = OPERATIONS[operation].call
-    refused(call, np.ones(4), "algorithm 'mpi' needs ranks started by mpirun", algorithm="mpi", async_op=async_op)
+    for name in (name for name in ALGORITHMS[operation] if needs_processes(operation, name)):
+        words = f"algorithm '{name}' needs ranks started by mpirun"
+        refused(call, np.ones(4), words, algorithm=name, async_op=async_op)
 
 
 @ASYNC

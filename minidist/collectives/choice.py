@@ -64,7 +64,7 @@ def choices_for(comm: Communicator) -> tuple[Choices, Choices]:
 
 
 @cache
-def by_measurement(text: str, ranks: int, hosts: int, shared: bool) -> Choices:
+def by_measurement(text: str, ranks: int, hosts: int, shared: bool = False) -> Choices:
     """The measured ones, where there are any; else by the model with the measured figures, or the usual ones.
 
     `shared`: whether algorithms through shared memory may be chosen.

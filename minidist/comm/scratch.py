@@ -27,20 +27,20 @@ class Scratch:
 
     def take(self, array: Array) -> Array:
         """An array like this one, in one dimension, its content undefined."""
+        if array.nbytes < SMALL or type(array) is not np.ndarray:
+            return namespace(array).empty(array.size, array.dtype)
         kept = self._kept.get((array.size, array.dtype))
         if kept:
             found = kept.pop()
             self._bytes -= found.nbytes
             return found
-        if array.nbytes < SMALL or type(array) is not np.ndarray:
-            return namespace(array).empty(array.size, array.dtype)
         memory = np.empty(array.nbytes + LINE, np.uint8)
         start = (array.ctypes.data - memory.ctypes.data) % LINE
         return memory[start : start + array.nbytes].view(array.dtype)
 
     def give(self, array: Array) -> None:
         """End the use of what `take` returned."""
-        if type(array) is not np.ndarray or array.nbytes > MOST:
+        if not SMALL <= array.nbytes <= MOST or type(array) is not np.ndarray:
             return
         if self._bytes + array.nbytes > MOST:
             self._kept.clear()
