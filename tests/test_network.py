@@ -611,11 +611,11 @@ def test_operations_in_flight_go_on_while_their_rank_waits_for_something_else(ne
 
     def program(comm):
         if comm.rank == 0:
-            handle = Handle(comm, 9, forward(comm, 2, 1), None, None)
+            handle = Handle(comm, [(comm, 9)], forward(comm, 2, 1), None, None)
             if waits == "receive":
                 comm.recv(message(1), 1)
             elif waits == "test":
-                other = Handle(comm, 8, forward(comm, 1, None), None, None)
+                other = Handle(comm, [(comm, 8)], forward(comm, 1, None), None, None)
                 while not other.test():
                     pass
             elif waits == "send":
@@ -623,7 +623,7 @@ def test_operations_in_flight_go_on_while_their_rank_waits_for_something_else(ne
             comm.split(0)
             handle.wait()
         elif comm.rank == 1:
-            Handle(comm, 9, forward(comm, 0, None), None, None).wait()
+            Handle(comm, [(comm, 9)], forward(comm, 0, None), None, None).wait()
             after = comm.clock()
             if waits == "receive":
                 comm.send(message(1), 0)
@@ -650,7 +650,7 @@ def test_several_operations_in_flight_end_as_soon_as_if_each_were_alone():
             comm.elapse(10 * comm.rank)
             comm.send(message(4), 0, tag=9)
             return None
-        handles = [Handle(comm, rank, forward(comm, rank, None), None, None) for rank in (3, 2, 1)]
+        handles = [Handle(comm, [(comm, rank)], forward(comm, rank, None), None, None) for rank in (3, 2, 1)]
         handles[2].wait()
         first = comm.clock()
         handles[0].wait()
@@ -663,7 +663,7 @@ def test_several_operations_in_flight_end_as_soon_as_if_each_were_alone():
 
 def test_an_operation_in_flight_gives_up_after_its_timeout():
     def program(comm):
-        handle = Handle(comm, 9, forward(comm, 0, None), None, None)
+        handle = Handle(comm, [(comm, 9)], forward(comm, 0, None), None, None)
         with pytest.raises(TimeoutError, match="waited 5 virtual seconds"):
             handle.wait(timeout=5)
         given_up = comm.clock()

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 BYTE = MPI.BYTE
 PIECE = 1 << 30  # bytes of the largest single MPI message
-SEGMENT = 1 << 19  # bytes; see Communicator.segment
+SEGMENT = 1 << 19  # bytes; see Communicator.segment. A ring all-reduce of 64 MiB by 2 ranks takes 16.0 ms uncut, 10.9
+# in segments of 512 KiB or 1 MiB, 11.0 of 256 KiB, 15.5 of 64 KiB; of 4 MiB and less, cutting gains nothing
 PLAIN = frozenset("?bBhHiIlLqQefdFD")  # dtypes whose arrays MPI takes as they are, without our telling it the bytes
 
 
