@@ -95,6 +95,29 @@ def _members(comm, group) -> range:
 
 
 @needs_mpi
+@pytest.mark.parametrize("cma", ["0", "1"])
+def test_messages_under_way_come_along_while_a_rank_waits_for_flags(monkeypatch, cma):
+    monkeypatch.setenv("MPIR_CVAR_CH4_CMA_ENABLE", cma)  # 0: long messages need the sender's help until their end
+    program = (
+        "import time, numpy as np, minidist as md\n"
+        "comm = md.comm.world()\n"
+        "md.collectives.all_reduce(comm, np.ones(5), algorithm='shared_memory')\n"
+        "start = time.monotonic()\n"
+        "long = np.ones(4_000_000)\n"
+        "if comm.rank == 0:\n"
+        "    sending = comm.isend(long, 1)\n"
+        "else:\n"
+        "    comm.recv(long, 0)\n"
+        "md.collectives.all_reduce(comm, np.ones(5), algorithm='shared_memory')\n"
+        "if comm.rank == 0:\n"
+        "    sending.wait()\n"
+        "assert time.monotonic() - start < 5, time.monotonic() - start\n"
+    )
+    done = run_ranks(2, "-c", program, deadline=60)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_mpi
 def test_a_rank_that_never_comes_is_waited_for_no_longer_than_the_deadline():
     program = (
         "import time, numpy as np, minidist as md\n"

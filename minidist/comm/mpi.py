@@ -186,6 +186,10 @@ class MpiCommunicator(Communicator):
             self._shared = SharedMemory(self, memory, slot, common, window.Sync)
         return self._shared
 
+    def drive(self) -> None:
+        """Let MPI move on messages that are under way: it works in calls of its functions only."""
+        self.mpi.Iprobe(MPI.ANY_SOURCE, 0)
+
     def _meet(self, why: str) -> None:
         """Wait for all ranks: MPI's own split waits without a deadline, and now it has nothing to wait for."""
         everyone = self.mpi.Ibarrier()

@@ -80,7 +80,12 @@ class SharedRequest(Request):
                     if poll():
                         return
                 give_way()
-        comm.wait_for(poll, comm.members, timeout, self)
+
+        def poll_and_drive() -> bool:
+            comm.drive()  # looking at memory does not, and another rank may first need a message of ours to come along
+            return poll()
+
+        comm.wait_for(poll_and_drive, comm.members, timeout, self)
 
 
 class FlagsRaised(SharedRequest):
