@@ -78,7 +78,17 @@ def test_measurements_are_kept_as_they_were_written():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"within": [1], "between": null, "seconds": {}}', '{"within": [-1, 0, 0]}', "null"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"within": [1], "between": null, "seconds": {}}',
+        '{"within": [-1, 0, 0]}',
+        "null",
+    ],
 )
 def test_a_file_that_is_not_ours_is_as_none(text):
     assert Tuning.read(text) is None

@@ -77,6 +77,30 @@ def test_several_in_flight_take_turns(comm):
     barrier(comm)
 
 
+@on_ranks(2, 3, 4)
+def test_arrays_that_differ_are_told_on_every_rank_and_then_all_goes_on(comm):
+    if has_none(comm):
+        return
+    odd = comm.rank == comm.size - 1
+    for array in (np.ones(10 + odd), np.ones(10, "f" if odd else "d"), np.ones(10, "f" if odd else "i")):
+        with pytest.raises(ValueError, match="the ranks' arrays differ in size or dtype"):
+            all_reduce(comm, array, algorithm="shared_memory")
+    with pytest.raises(ValueError, match="differ"):  # one piece, and several
+        all_reduce(comm, np.ones(3 * PIECE if odd else PIECE, np.int8), algorithm="shared_memory")
+    assert_array_equal(all_reduce(comm, np.ones(4), algorithm="shared_memory"), comm.size)
+
+
+@on_ranks(2, 3)
+def test_after_a_failure_the_next_call_says_so(comm):
+    if has_none(comm):
+        return
+    group = comm.split(0)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        all_reduce(group, np.full(3, 1e308), algorithm="shared_memory")
+    with pytest.raises(RuntimeError, match=r"no use any more: an all-reduce has failed \(FloatingPointError"):
+        all_reduce(group, np.ones(3), algorithm="shared_memory")
+
+
 @on_ranks(3, 4)
 def test_groups_have_memory_of_their_own(comm):
     if has_none(comm):

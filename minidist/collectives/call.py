@@ -1,4 +1,4 @@
-"""What every operation does around its algorithm: check the arguments, choose, start, record."""
+"""What every operation does around its algorithm: look at the array, start, record."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def flat_view(comm: Communicator, array: Array, written: bool = True) -> Array:
     return array if array.ndim == 1 else array.reshape(-1)
 
 
-def run(lane: Lane, kind: str, steps: Steps, array: Array, result: Any, async_op: bool) -> Any:
+def run(lane: Lane, kind: str, steps: Steps, array: Array, result: Any, async_op: bool, root: int | None = None) -> Any:
     """Carry an operation out; or, with async_op, start it and return its Handle."""
     comm = lane.comm
-    entry = comm.record.begin(kind, comm, None, array, lane.tag)
+    entry = comm.record.begin(kind, comm, root, array, lane.tag)
     if not async_op and not comm.in_flight:
         for request in steps:
             request.wait()

@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
-
-from ..backend import Array
+from ..backend import Array, on_gpu
 from ..comm.base import Communicator
 from ..comm.handle import Steps
 from ..comm.network import Link, Network
@@ -41,13 +39,13 @@ def choose(
         if comm.choices is None:
             comm.choices = choices_for(comm)
         in_memory, elsewhere = comm.choices
-        names = (in_memory if type(array) is np.ndarray else elsewhere)[operation]
+        names = (elsewhere if on_gpu(array) else in_memory)[operation]
         algorithm = names[min((array.nbytes if nbytes is None else nbytes).bit_length(), CLASSES - 1)]
     row = ALGORITHMS[operation].get(algorithm) if isinstance(algorithm, str) else None
     if row is None:
         raise ValueError(f"{operation}: no algorithm {algorithm!r}; choose auto, {', '.join(ALGORITHMS[operation])}")
-    if row.prepare is not None:
-        row.prepare(comm, array, op)
+    if row.check is not None:
+        row.check(comm, array, op)
     return f"{operation} {algorithm}", row.steps
 
 

@@ -47,7 +47,7 @@ def scatter(
         compare(comm, kind, root=root, dtype=out.dtype, counts=sizes)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(whole, comm.size, sizes), mine, root)
-    return run(lane, kind, steps, out, out, async_op)
+    return run(lane, kind, steps, out, out, async_op, root)
 
 
 @refused_on_all
@@ -80,7 +80,7 @@ def gather(
         compare(comm, kind, root=root, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
     steps = steps_of(lane, Chunks(whole, comm.size, sizes), mine, root)
-    return run(lane, kind, steps, array, out, async_op)
+    return run(lane, kind, steps, array, out, async_op, root)
 
 
 @refused_on_all

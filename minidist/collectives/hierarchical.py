@@ -23,7 +23,6 @@ heterogeneous network hierarchy", of which this is the case of two levels; NCCL'
 from __future__ import annotations
 
 from ..backend import Array
-from ..comm.base import Communicator
 from ..comm.handle import Steps
 from .at_once import at_once
 from .chunks import Chunks, chunk_slice
@@ -33,11 +32,6 @@ from .ring import ring_all_gather, ring_all_reduce_cost, ring_reduce_scatter
 
 SLICES = 8  # of a long array: the link lies idle while the first one is added up and the last one handed round
 AT_ONCE = 4  # two on the link, so that it is busy while one is added up; one before it, one behind it
-
-
-def prepare(comm: Communicator, array: Array, op: str | None) -> None:
-    """Find the ranks of each host; all ranks wait for one another the first time."""
-    comm.by_host()
 
 
 def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> Steps:

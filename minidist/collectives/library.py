@@ -24,7 +24,7 @@ from .lane import Lane
 from .reductions import Reduction
 
 
-def prepare(comm: Communicator, array: Array, op: str | None) -> None:
+def check(comm: Communicator, array: Array, op: str | None) -> None:
     """Refuse what the library cannot do."""
     comm.native(array, op)
 

@@ -3,8 +3,8 @@
 With async_op=True an operation is started, and its Handle returned: `wait()` returns what the call would have, `test()`
 says whether it is done. Several may be in flight; the arrays belong to them meanwhile.
 
-`accumulate` is for arrays of 16-bit floats: "float32" makes them travel and add up in that dtype, rounded once at the
-end, for twice the bytes.
+`accumulate` is for arrays of floats: "float32" makes 16-bit ones travel and add up in that dtype, rounded once at the
+end, for twice the bytes. ("float64" does the same for float32.)
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def broadcast(
     if comm.checked:
         compare(comm, kind, root=root, shape=array.shape, dtype=array.dtype)
     lane = Lane(comm)
-    return run(lane, kind, steps_of(lane, flat, root), array, array, async_op)
+    return run(lane, kind, steps_of(lane, flat, root), array, array, async_op, root)
 
 
 @refused_on_all
@@ -148,7 +148,7 @@ def reduce(
     steps = steps_of(lane, wide, reduction, root)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
-    return run(lane, kind, steps, array, array, async_op)
+    return run(lane, kind, steps, array, array, async_op, root)
 
 
 @refused_on_all
@@ -203,7 +203,10 @@ _NOTHING = np.empty(0, np.uint8)
 
 def _widened(flat: Array, accumulate: str) -> Array:
     """The array in the dtype to accumulate in: itself, or a copy."""
-    dtype = np.dtype(accumulate)
+    try:
+        dtype = np.dtype(accumulate)
+    except TypeError:
+        raise ValueError(f"accumulate={accumulate!r}: choose 'float32' or 'float64'") from None
     is_float = flat.dtype.kind == "f" or (flat.dtype.kind == "V" and is_number(flat.dtype))
     if dtype not in (np.float32, np.float64) or not is_float or flat.dtype.itemsize > dtype.itemsize:
         raise ValueError(

@@ -84,7 +84,9 @@ class Reduction:
 
     def finish(self, array: Array, ranks: int) -> None:
         """Turn the combined values of all `ranks` into the result, in place; twice does harm (of a mean)."""
-        if self.op == "mean" and ranks > 1:
-            array *= 1 / ranks  # half the time of a division
+        if self.op == "mean" and ranks & (ranks - 1):
+            array /= ranks
+        elif self.op == "mean":
+            array *= 1 / ranks  # as exact, by a power of two, and faster
         elif self.op.startswith("logical"):
             array[...] = array != 0  # of one rank alone nothing has been combined yet

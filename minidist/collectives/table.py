@@ -16,7 +16,7 @@ The arguments of the functions, after the lane:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..backend import Array
 from ..comm.base import Communicator
@@ -52,8 +52,7 @@ class Algorithm(NamedTuple):
     cost: Cost | None = None  # None: not by the model, and never chosen by it
     by_host: bool = False  # it works on `comm.by_host()`; its cost takes hosts and between=(alpha, beta) as well
     shared: bool = False  # it needs ranks on one host, and arrays in that host's memory
-    prepare: Callable[[Communicator, Array, str | None], Any] | None = None
-    # Called with the array and op before the operation begins: to refuse them, or to make what needs all ranks
+    check: Callable[[Communicator, Array, str | None], None] | None = None  # refuses an array, or an op, at the call
 
 
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
@@ -70,15 +69,14 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             shared_memory.shared_memory_all_reduce,
             shared_memory.shared_memory_all_reduce_cost,
             shared=True,
-            prepare=shared_memory.prepare,
+            check=shared_memory.check,
         ),
         "hierarchical": Algorithm(
             hierarchical.hierarchical_all_reduce,
             hierarchical.hierarchical_all_reduce_cost,
             by_host=True,
-            prepare=hierarchical.prepare,
         ),
-        "mpi": Algorithm(library.mpi_all_reduce, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_all_reduce, check=library.check),
     },
     "reduce_scatter": {
         "naive": Algorithm(naive.naive_reduce_scatter, naive.naive_all_reduce_cost),
@@ -87,7 +85,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_halving_reduce_scatter, recursive_halving.recursive_halving_reduce_scatter_cost
         ),
         "pairwise": Algorithm(pairwise.pairwise_reduce_scatter, pairwise.pairwise_reduce_scatter_cost),
-        "mpi": Algorithm(library.mpi_reduce_scatter, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_reduce_scatter, check=library.check),
     },
     "all_gather": {
         "naive": Algorithm(naive.naive_all_gather, naive.naive_all_gather_cost),
@@ -96,7 +94,7 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_doubling_all_gather, recursive_halving.recursive_doubling_all_gather_cost
         ),
         "bruck": Algorithm(bruck.bruck_all_gather, bruck.bruck_all_gather_cost),
-        "mpi": Algorithm(library.mpi_all_gather, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_all_gather, check=library.check),
     },
     "broadcast": {
         "naive": Algorithm(naive.naive_broadcast, naive.naive_broadcast_cost),
@@ -105,37 +103,37 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             scatter_all_gather.scatter_all_gather_broadcast, scatter_all_gather.scatter_all_gather_broadcast_cost
         ),
         "chain": Algorithm(chain.chain_broadcast, chain.chain_broadcast_cost),
-        "mpi": Algorithm(library.mpi_broadcast, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_broadcast, check=library.check),
     },
     "scatter": {
         "linear": Algorithm(linear.linear_scatter, linear.linear_cost),
         "binomial": Algorithm(binomial.binomial_scatter, binomial.binomial_scatter_cost),
-        "mpi": Algorithm(library.mpi_scatter, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_scatter, check=library.check),
     },
     "gather": {
         "linear": Algorithm(linear.linear_gather, linear.linear_cost),
         "binomial": Algorithm(binomial.binomial_gather, binomial.binomial_scatter_cost),
-        "mpi": Algorithm(library.mpi_gather, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_gather, check=library.check),
     },
     "all_to_all": {
         "pairwise": Algorithm(pairwise.pairwise_all_to_all, pairwise.pairwise_all_to_all_cost),
         "bruck": Algorithm(bruck.bruck_all_to_all, bruck.bruck_all_to_all_cost),
-        "mpi": Algorithm(library.mpi_all_to_all, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_all_to_all, check=library.check),
     },
     "reduce": {
         "naive": Algorithm(naive.naive_reduce, naive.naive_reduce_cost),
         "binomial": Algorithm(tree.binomial_reduce, tree.binomial_reduce_cost),
         "rabenseifner": Algorithm(rabenseifner.rabenseifner_reduce, rabenseifner.rabenseifner_reduce_cost),
-        "mpi": Algorithm(library.mpi_reduce, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_reduce, check=library.check),
     },
     "scan": {
         "chain": Algorithm(scan.chain_scan, scan.chain_scan_cost),
         "recursive_doubling": Algorithm(scan.recursive_doubling_scan, scan.recursive_doubling_scan_cost),
-        "mpi": Algorithm(library.mpi_scan, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_scan, check=library.check),
     },
     "barrier": {
         "dissemination": Algorithm(dissemination.dissemination_barrier, dissemination.dissemination_barrier_cost),
         "tree": Algorithm(binomial.binomial_barrier, binomial.binomial_barrier_cost),
-        "mpi": Algorithm(library.mpi_barrier, prepare=library.prepare),
+        "mpi": Algorithm(library.mpi_barrier, check=library.check),
     },
 }

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -44,14 +45,14 @@ class Tuning:
             seconds = {
                 place: {
                     operation: {
-                        name: {str(int(size)): float(s) for size, s in by_size.items()}
+                        name: {str(int(size)): float(s) for size, s in by_size.items() if 0 < float(s) < inf}
                         for name, by_size in by_name.items()
                     }
                     for operation, by_name in by_operation.items()
                 }
                 for place, by_operation in content["seconds"].items()
             }
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             return None
         return cls(network, seconds)
 
@@ -69,7 +70,11 @@ class Tuning:
         best = {}
         for operation, by_name in self.seconds.get(place(ranks, hosts), {}).items():
             rows = ALGORITHMS.get(operation, {})
-            known = {n: by_size for n, by_size in by_name.items() if n in rows and (shared or not rows[n].shared)}
+            known = {
+                n: by_size
+                for n, by_size in by_name.items()
+                if n in rows and rows[n].cost and (shared or not rows[n].shared)
+            }
             sizes = sorted({int(size) for by_size in known.values() for size in by_size})
             if sizes:
                 near = [min(sizes, key=lambda size: abs(size.bit_length() - k)) for k in range(classes)]

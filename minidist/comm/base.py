@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,14 +22,14 @@ import numpy as np
 from ..backend import Array, namespace, on_gpu
 
 if TYPE_CHECKING:
-    from .handle import InFlight
+    from .handle import InFlight, Waits
     from .native import Native
     from .network import Network
     from .record import Entry, FlightRecord
     from .scratch import Scratch
     from .shared import SharedMemory
 
-MAX_TAG = 32767  # the largest that every MPI allows; tags from 32000 up are used by minidist itself
+MAX_TAG = 31999  # every MPI allows tags up to 32767; those from 32000 up are minidist's own
 
 
 def default_timeout() -> float:
@@ -181,14 +181,17 @@ class Communicator(ABC):
         """
         raise ValueError("algorithm 'mpi' needs ranks started by mpirun; these are simulated")
 
+    def check_shares_memory(self) -> None:
+        """Errors  ValueError: the ranks are not all processes of one host, and share no memory"""
+        raise ValueError("algorithm 'shared_memory' needs ranks started by mpirun; these are simulated")
+
     def shared_memory(self, slot: int, common: int) -> SharedMemory:
         """Memory that these ranks share: `slot` bytes for each and `common` bytes for all. Made once, and kept.
 
-        Every rank must call it the first time, with the same sizes.
-
-        Errors  ValueError: the ranks are not all processes of one host
+        Every rank must call it the first time, always with the same sizes. Errors as for check_shares_memory.
         """
-        raise ValueError("algorithm 'shared_memory' needs ranks started by mpirun; these are simulated")
+        self.check_shares_memory()
+        raise AssertionError
 
     # -- time, and what passes it ---------------------------------------------------------------------------------
 
@@ -228,8 +231,12 @@ class Communicator(ABC):
     def _irecv(self, array: Array, source: int, tag: int) -> Request: ...
 
     @abstractmethod
-    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
-        """Return when one of the requests is done. After `timeout` seconds (None: the communicator's) TimeoutError."""
+    def _wait_any(self, waits: Waits, timeout: float | None) -> None:
+        """Return when an operation can go on. After `timeout` seconds (None: the communicator's) raise TimeoutError."""
+
+    @abstractmethod
+    def tested_in_vain(self, request: Request) -> None:
+        """A test has found that a request is not done: in a simulation, other ranks get to run."""
 
     @abstractmethod
     def _split(self, color: int | None, key: int) -> Communicator | None: ...
@@ -241,7 +248,10 @@ class Communicator(ABC):
 
     def check_root(self, root: int) -> int:
         """`root`, found to be a rank of this communicator."""
-        return self._check_peer("root", root, 0)
+        try:
+            return self._check_peer("root", root, 0)
+        except TypeError:
+            raise TypeError(f"root {root!r}: expected a rank's number, 0 to {self.size - 1}") from None
 
     def _check_peer(self, role: str, peer: int, tag: int) -> int:
         try:

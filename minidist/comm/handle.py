@@ -55,9 +55,9 @@ class Handle(Request):
         """As wait, but what has gone wrong in it is not raised now."""
         give_up = None if timeout is None else self.comm.clock() + timeout
         while not self.done:
-            if not progress(self.comm.in_flight):
+            if not progress(self.comm.in_flight) and (waits := self.comm.in_flight.waits()):
                 left = None if give_up is None else max(0.0, give_up - self.comm.clock())
-                self.comm._wait_any([h.current for h in self.comm.in_flight if h.current is not None], left)
+                self.comm._wait_any(waits, left)
 
     def cancel(self) -> None:
         """Go no further. Messages that have been started stay so: the communicator is of no use any more."""
@@ -65,9 +65,13 @@ class Handle(Request):
             self._end()
 
     def test(self) -> bool:
-        progress(self.comm.in_flight)
-        if not self.done and self.current is not None and self.current.test():
-            progress(self.comm.in_flight)
+        if not progress(self.comm.in_flight):
+            current = self.current
+            while isinstance(current, Handle):  # a part of this operation
+                current = current.current
+            if current is not None:
+                self.comm.tested_in_vain(current)
+                progress(self.comm.in_flight)
         if self.done:
             self._outcome()
         return self.done
@@ -93,6 +97,7 @@ class Handle(Request):
         except StopIteration:
             self._end()
         except Exception as error:
+            moved = True
             self._error = error
             self._end()
         finally:
@@ -112,6 +117,14 @@ class InFlight(list[Handle]):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.RLock()  # held by the thread that moves them on
+
+    def waits(self) -> Waits:
+        """Each of them with what it waits for."""
+        with self.lock:
+            return [(handle, handle.current) for handle in self if handle.current is not None]
+
+
+Waits = list[tuple[Handle, Request]]
 
 
 def progress(in_flight: InFlight) -> bool:

@@ -11,7 +11,7 @@ import ctypes
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,7 +22,7 @@ from .. import backend
 from ..backend import Array
 from .base import Communicator, Request, default_checked, default_timeout
 from .endings import Endings, say
-from .handle import InFlight, progress
+from .handle import Handle, InFlight, Waits, progress
 from .record import FlightRecord
 from .scratch import Scratch
 from .shared import SharedMemory
@@ -153,14 +153,17 @@ class MpiCommunicator(Communicator):
         pieces = [self.mpi.Irecv((piece, BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
         return LongRequest(self, pieces, array, staged, source, tag, True)
 
-    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
-        peers = sorted({peer for request in requests if isinstance(request, MpiRequest) for peer in request.peers()})
-
-        def test() -> bool:
-            with self.in_flight.lock:  # a helper thread may be testing the same ones
-                return any(request._poll() for request in requests)
-
-        self.wait_for(test, peers, timeout, requests[0])
+    def _wait_any(self, waits: Waits, timeout: float | None) -> None:
+        requests: list[Any] = [request for _, request in waits if not isinstance(request, Handle)]
+        peers = sorted({peer for request in requests for peer in request.peers()})
+        # Nobody but an operation itself tests what it waits for: what is wrong with it is raised there. So this only
+        # looks whether one has gone on, with wait_for's help.
+        self.wait_for(
+            lambda: any(handle.done or handle.current is not request for handle, request in waits),
+            peers,
+            timeout,
+            requests[0],
+        )
 
     def _split(self, color: int | None, key: int) -> Communicator | None:
         self._meet(f"split(color={color}, key={key})")
@@ -173,8 +176,7 @@ class MpiCommunicator(Communicator):
 
     def shared_memory(self, slot: int, common: int) -> SharedMemory:
         if self._shared is None:
-            if len(set(self.hosts())) > 1:
-                raise ValueError(f"algorithm 'shared_memory' needs ranks of one host; these are on {set(self.hosts())}")
+            self.check_shares_memory()
             self._meet("shared_memory()")
             nbytes = SharedMemory.nbytes(self.size, slot, common) if self.rank == 0 else 0
             window = MPI.Win.Allocate_shared(nbytes, 1, comm=self.mpi)  # type: ignore[arg-type]
@@ -185,6 +187,14 @@ class MpiCommunicator(Communicator):
             self.mpi.Barrier()  # nobody has anything else to do before it
             self._shared = SharedMemory(self, memory, slot, common, window.Sync)
         return self._shared
+
+    def check_shares_memory(self) -> None:
+        hosts = len(set(self.hosts()))
+        if hosts > 1:
+            raise ValueError(f"algorithm 'shared_memory' needs ranks of one host; these are on {hosts}")
+
+    def tested_in_vain(self, request: Request) -> None:
+        pass
 
     def drive(self) -> None:
         """Let MPI move on messages that are under way: it works in calls of its functions only."""

@@ -34,6 +34,7 @@ class SharedMemory:
         self.slots = [rest[rank * slot : (rank + 1) * slot] for rank in range(comm.size)]
         self.common = rest[comm.size * slot :][:common]
         self.count = 0  # exchanges begun by this rank; the same on all, since all take part in each
+        self.broken = ""  # why it is of no use any more
         self.called = 0  # operations that use it, so far
         self.over = 0  # of these, those that have ended
         self._views: dict[tuple[int, int, np.dtype], tuple[list[np.ndarray], np.ndarray]] = {}
@@ -54,26 +55,40 @@ class SharedMemory:
             views = self._views[key] = parts[:-1], parts[-1]
         return views
 
-    def raise_flag(self, phase: int) -> None:
-        """What this rank has written in exchange `count` may be read."""
+    def raise_flag(self, phase: int, *claim: int) -> None:
+        """What this rank has written in exchange `count` may be read. `claim`: two numbers that must agree."""
+        at = (phase * self.comm.size + self.comm.rank) * LINE
+        if claim:
+            here = at + 1 + 2 * (self.count % 2)  # the others may not yet have read the one before
+            self._flags[here], self._flags[here + 1] = claim
         self.sync()
-        self._flags[(phase * self.comm.size + self.comm.rank) * LINE] = self.count
+        self._flags[at] = self.count
 
-    def raised_by_all(self, phase: int) -> Request:
-        """Done when all ranks have raised their flag of exchange `count`."""
-        return FlagsRaised(self, phase)
+    def claims(self, phase: int) -> list[tuple[int, int]]:
+        """What the ranks have claimed in exchange `count`; to be read after all have raised their flag."""
+        first = phase * self.comm.size
+        places = [(first + rank) * LINE + 1 + 2 * (self.count % 2) for rank in range(self.comm.size)]
+        return [(self._flags[at], self._flags[at + 1]) for at in places]
+
+    def raised_by_all(self, phase: int, tag: int) -> Request:
+        """Done when all ranks have raised their flag of exchange `count`. `tag` of the operation, for reports."""
+        return FlagsRaised(self, phase, tag)
 
 
 class SharedRequest(Request):
     """Something that a rank waits for by looking at memory."""
 
-    __slots__ = ("memory",)
+    __slots__ = ("memory", "comm", "tag")
 
-    def __init__(self, memory: SharedMemory):
-        self.memory, self.entry = memory, None
+    def __init__(self, memory: SharedMemory, tag: int):
+        self.memory, self.comm, self.tag, self.entry = memory, memory.comm, tag, None
+
+    def peers(self) -> list[int]:
+        """World ranks it waits for."""
+        return self.comm.members
 
     def wait(self, timeout: float | None = None) -> None:
-        poll, comm = self._poll, self.memory.comm
+        poll, comm = self._poll, self.comm
         if not comm.in_flight:
             for _ in range(FIRST_TURNS):
                 for _ in range(FIRST_TESTS):
@@ -85,7 +100,7 @@ class SharedRequest(Request):
             comm.drive()  # looking at memory does not, and another rank may first need a message of ours to come along
             return poll()
 
-        comm.wait_for(poll_and_drive, comm.members, timeout, self)
+        comm.wait_for(poll_and_drive, self.peers(), timeout, self)
 
 
 class FlagsRaised(SharedRequest):
@@ -93,8 +108,8 @@ class FlagsRaised(SharedRequest):
 
     __slots__ = ("_next", "_number", "_first")
 
-    def __init__(self, memory: SharedMemory, phase: int):
-        self.memory, self.entry = memory, None
+    def __init__(self, memory: SharedMemory, phase: int, tag: int):
+        self.memory, self.comm, self.tag, self.entry = memory, memory.comm, tag, None
         self._next, self._number = 0, memory.count  # the ranks before `_next` have raised theirs
         self._first = phase * memory.comm.size
 
@@ -108,8 +123,12 @@ class FlagsRaised(SharedRequest):
         memory.sync()
         return True
 
+    def peers(self) -> list[int]:
+        flags, ranks = self.memory._flags, range(self.comm.size)
+        return [self.comm.members[r] for r in ranks if flags[(self._first + r) * LINE] < self._number]
+
     def __str__(self) -> str:
-        return f"rank {min(self._next, self.memory.comm.size - 1)} to write its part of the shared memory"
+        return "others to write to the shared memory"
 
 
 class Turn(SharedRequest):
@@ -117,8 +136,8 @@ class Turn(SharedRequest):
 
     __slots__ = ("_number",)
 
-    def __init__(self, memory: SharedMemory):
-        super().__init__(memory)
+    def __init__(self, memory: SharedMemory, tag: int):
+        super().__init__(memory, tag)
         self._number = memory.called
         memory.called += 1
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from ..backend import Array
 from .agenda import AnyOf, Wait
 from .base import Communicator, Request, default_checked, default_timeout
-from .handle import InFlight, progress
+from .handle import InFlight, Waits, progress
 from .mailbox import Mailboxes, Pending, Sent, Split
 from .network import Network
 from .record import FlightRecord, Waiting
@@ -170,16 +170,15 @@ class SimulatedCommunicator(Communicator):
         finally:
             record.waiting = None
 
-    def _wait_any(self, requests: Sequence[Request], timeout: float | None) -> None:
-        if not any(request._poll() for request in requests):
-            self.wait_for(AnyOf(request for request in requests if isinstance(request, Pending)), timeout)
+    def _wait_any(self, waits: Waits, timeout: float | None) -> None:
+        self.wait_for(AnyOf(request for _, request in waits if isinstance(request, Pending)), timeout)
 
     def _in_flight(self) -> list[Pending]:
         """What this rank's operations in flight wait for."""
         current = [handle.current for handle in self.in_flight]
         return [request for request in current if isinstance(request, Pending) and not request.done]
 
-    def tested_in_vain(self, wait: Wait) -> None:
+    def tested_in_vain(self, wait: Any) -> None:
         """Let other ranks run; time passes if this one does nothing but test."""
         self.scheduler.idle(self.me, wait, self._in_flight() if self.in_flight else ())
 

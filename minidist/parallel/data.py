@@ -19,14 +19,12 @@ import numpy as np
 
 from ..autograd import after_backward, is_grad_enabled
 from ..backend import Array
-from ..collectives import ALGORITHMS, all_reduce, broadcast, reduce_scatter
+from ..collectives import ALGORITHMS, all_gather, all_reduce, broadcast, reduce_scatter
 from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer
 from ..tensor import Function, Tensor
 from .sharded import ShardedOptimizer
-
-EXCHANGE_TAG = 32100
 
 
 def data_parallel(
@@ -52,7 +50,7 @@ def data_parallel(
                that of a part: clip_grad_norm_ would not clip as on one rank.
     algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
     Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
-               `zero`; and to each other rank a message of 8 bytes and 8 more a parameter tensor
+               `zero`; and an all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor
     Errors     ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have
     """
     if isinstance(model, DataParallel) or isinstance(optimizer, ShardedOptimizer):
@@ -116,7 +114,9 @@ class DataParallel(Module):
         with self.comm.step("D.3(4) average gradients"):
             # 1. Tell one another how many samples were taken in, and which parameters were used.
             mine = [here, *(p.grad is not None for p in parameters)]
-            told = exchange(self.comm, np.array(mine, np.int64))
+            told = np.empty((self.comm.size, len(mine)), np.int64)
+            told[self.comm.rank] = mine
+            all_gather(self.comm, told, "bruck")
             counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
             # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
             #    weighted before. From an empty share may come anything, nan too.
@@ -178,19 +178,3 @@ def _counted(y: Any, **forward: Any) -> Any:
     if isinstance(y, dict):
         return {name: _counted(value, **forward) for name, value in y.items()}
     return y
-
-
-def exchange(comm: Communicator, mine: np.ndarray) -> np.ndarray:
-    """What every rank brings, as rows in the order of ranks. For small arrays: each goes straight to everybody.
-
-    Shapes  mine (n,), equal on all ranks -> (P, n)
-    Cost    P - 1 messages of n elements sent per rank, all at once
-    """
-    rows = np.empty((comm.size, *mine.shape), mine.dtype)
-    rows[comm.rank] = mine
-    others = [rank for rank in range(comm.size) if rank != comm.rank]
-    pending = [comm.irecv(rows[rank], rank, EXCHANGE_TAG) for rank in others]
-    pending += [comm.isend(rows[comm.rank], rank, EXCHANGE_TAG) for rank in others]
-    for request in pending:
-        request.wait()
-    return rows
