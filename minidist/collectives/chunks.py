@@ -13,11 +13,16 @@ from itertools import accumulate
 from ..backend import Array
 
 
+@lru_cache(1000)
+def _even_bounds(length: int, ranks: int) -> list[int]:
+    size, longer = divmod(length, ranks)
+    return [rank * size + min(rank, longer) for rank in range(ranks + 1)]
+
+
 def chunk_slice(length: int, ranks: int, rank: int) -> slice:
     """Where chunk `rank` of `ranks` lies in an array of `length` elements; the first length % ranks have one more."""
-    size, longer = divmod(length, ranks)
-    start = rank * size + min(rank, longer)
-    return slice(start, start + size + (rank < longer))
+    bounds = _even_bounds(length, ranks)
+    return slice(bounds[rank], bounds[rank + 1])
 
 
 def checked_counts(counts: Sequence[int], ranks: int, length: int | None = None) -> list[int]:
@@ -37,12 +42,6 @@ def checked_counts(counts: Sequence[int], ranks: int, length: int | None = None)
     if length is not None and sum(numbers) != length:
         raise ValueError(f"counts {numbers} sum to {sum(numbers)}, the array has {length} elements")
     return numbers
-
-
-@lru_cache(1000)
-def _even_bounds(length: int, ranks: int) -> list[int]:
-    size, longer = divmod(length, ranks)
-    return [rank * size + min(rank, longer) for rank in range(ranks + 1)]
 
 
 class Chunks:

@@ -171,7 +171,8 @@ def pieces_of(P: int, n: int, longest: float = math.inf) -> int:
 
 
 def double_tree_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
-    """(s + 2 k - 1) (2 a + n/2k (2 b + g)): s, in which the last rank gets its first piece, is at most 2 lg P - 2
+    """(s + 2 k - 1) (2 a + n/2k (2 b + g)): s, in which the last rank gets its first piece, is at most
+    2 ceil(lg P) - 2
 
     Met where sends wait for their receives and nobody is early enough to get into another's way; else up to a third
     more, or twice as much where sends do not wait at all.

@@ -44,7 +44,7 @@ def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> S
     hosts = comm.comm.hosts()
     pieces = min(hosts.count(number) for number in set(hosts))
 
-    # 1. Cut the array into slices, none much shorter than two segments; AT_ONCE of them are worked on at a time.
+    # Cut the array into slices, none much shorter than two segments; AT_ONCE of them are worked on at a time.
     count = max(1, min(SLICES, round(array.nbytes / 2 / comm.comm.segment)))
     slices = [array[chunk_slice(array.size, count, index)] for index in range(count)]
     workers = min(count, AT_ONCE)
@@ -57,21 +57,21 @@ def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> S
 
 def _slices(slices: list[Array], host: Lane, across: Lane, pieces: int, reduction: Reduction, ranks: int) -> Steps:
     """All-reduce some slices, one after the other."""
-    partial = reduction_of("sum", slices[0]) if reduction.op == "mean" else reduction  # finished in step 3 only
+    partial = reduction_of("sum", slices[0]) if reduction.op == "mean" else reduction  # finished in step 2 only
     for array in slices:
-        # 2. Add up our piece of the slice within the host. The ranks after the first L have none.
+        # 1. Add up our piece of the slice within the host. The ranks after the first L have none.
         sizes = [piece.stop - piece.start for piece in (chunk_slice(array.size, pieces, i) for i in range(pieces))]
         here = Chunks(array, host.size, sizes + [0] * (host.size - pieces))
         yield from ring_reduce_scatter(host, here, partial)
 
-        # 3. All-reduce the piece across hosts. Its chunk is finished on one rank, so that all get the same bits.
+        # 2. All-reduce the piece across hosts. Its chunk is finished on one rank, so that all get the same bits.
         if host.rank < pieces:
             there = Chunks(here[host.rank], across.size)
             yield from ring_reduce_scatter(across, there, partial)
             reduction.finish(there[across.rank], ranks)
             yield from ring_all_gather(across, there)
 
-        # 4. Put the pieces together within the host.
+        # 3. Put the pieces together within the host.
         yield from ring_all_gather(host, here)
 
 

@@ -86,4 +86,4 @@ def naive_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float
 
 def naive_all_gather_cost(P: int, n: int, a: float, b: float, g: float) -> float:
     """(P-1) (2 a + n/P b + n b)"""
-    return naive_broadcast_cost(P, n // P, a, b, g) + naive_broadcast_cost(P, n, a, b, g)
+    return (P - 1) * (a + n / P * b) + naive_broadcast_cost(P, n, a, b, g)

@@ -52,5 +52,5 @@ def recursive_doubling_all_reduce(comm: Lane, array: Array, reduction: Reduction
 
 
 def recursive_doubling_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
-    """lg P (a + n b + n g) for P a power of two"""
+    """lg P (a + n b + n g) for P a power of two; else lg Q, and 2 a + 2 n b + n g more (see extra_ranks.py)"""
     return floor(log2(P)) * (a + n * (b + g)) + (P & (P - 1) != 0) * (2 * a + 2 * n * b + n * g)
