@@ -31,6 +31,8 @@ class DeviceError(RuntimeError):
 
 # -- which library ------------------------------------------------------------------------------------------------
 
+OF_NUMPY = np.ndarray | np.generic  # made once: it is asked for at every operation
+
 
 def cupy() -> ModuleType:
     """The CuPy module. Raises DeviceError, with what to install, where it is missing or sees no GPU."""
@@ -55,7 +57,7 @@ def cupy() -> ModuleType:
 
 def namespace(array: Array) -> Any:
     """The module whose functions work on this array: numpy, or cupy for an array on a GPU."""
-    if isinstance(array, np.ndarray | np.generic):
+    if isinstance(array, OF_NUMPY):
         return np
     if on_gpu(array):
         return sys.modules["cupy"]  # without cupy()'s checks, which every operation would repeat
@@ -64,7 +66,7 @@ def namespace(array: Array) -> Any:
 
 def is_array(value: object) -> bool:
     """Whether `value` is an array (of either library), as against a number or a list."""
-    return isinstance(value, np.ndarray | np.generic) or on_gpu(value)
+    return isinstance(value, OF_NUMPY) or on_gpu(value)
 
 
 def on_gpu(value: object) -> bool:

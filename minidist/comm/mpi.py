@@ -189,8 +189,7 @@ class MpiCommunicator(Communicator):
         return self._shared
 
     def check_shares_memory(self) -> None:
-        hosts = len(set(self.hosts()))
-        if hosts > 1:
+        if self._shared is None and (hosts := len(set(self.hosts()))) > 1:
             raise ValueError(f"algorithm 'shared_memory' needs ranks of one host; these are on {hosts}")
 
     def tested_in_vain(self, request: Request) -> None:

@@ -1,7 +1,9 @@
 """Memory that all ranks of a communicator read and write alike, where they run on one host.
 
 Ranks take turns by flags: a rank raises its flag of a phase when what it has written may be read, and waits until all
-have raised theirs. Flags are counters that only grow, in cache lines of their own.
+have raised theirs. A flag is a number: what the rank claims (the same on all, or something is wrong), and one bit. Two
+places take turns, and a rank that is two exchanges ahead would have been seen by us in between, so the bit is enough to
+tell this exchange's flag from the one before in the same place. Each rank's flags are in cache lines of their own.
 Source: Hoefler et al. 2013, "MPI + MPI: a new hybrid approach to parallel programming with MPI plus shared memory".
 """
 
@@ -31,9 +33,14 @@ class SharedMemory:
         self.comm, self.sync = comm, sync
         flags, rest = np.split(memory, [PHASES * comm.size * LINE * 8])
         self._flags: Any = memoryview(flags.view(np.int64))  # type: ignore[arg-type]
+        places = range(0, PHASES * comm.size * LINE, LINE)
+        self._places = [
+            [[places[phase * comm.size + rank] + turn for rank in range(comm.size)] for turn in (0, 1)]
+            for phase in range(PHASES)
+        ]
         self.slots = [rest[rank * slot : (rank + 1) * slot] for rank in range(comm.size)]
         self.common = rest[comm.size * slot :][:common]
-        self.count = 0  # exchanges begun by this rank; the same on all, since all take part in each
+        self.count = 1  # exchanges begun by this rank, and 1 so that the first flag is not 0; the same on all ranks
         self.broken = ""  # why it is of no use any more
         self.called = 0  # operations that use it, so far
         self.over = 0  # of these, those that have ended
@@ -55,24 +62,14 @@ class SharedMemory:
             views = self._views[key] = parts[:-1], parts[-1]
         return views
 
-    def raise_flag(self, phase: int, *claim: int) -> None:
-        """What this rank has written in exchange `count` may be read. `claim`: two numbers that must agree."""
-        at = (phase * self.comm.size + self.comm.rank) * LINE
-        if claim:
-            here = at + 1 + 2 * (self.count % 2)  # the others may not yet have read the one before
-            self._flags[here], self._flags[here + 1] = claim
+    def raise_flag(self, phase: int, claim: int, tag: int) -> FlagsRaised:
+        """What this rank has written in exchange `count` may be read. Returns what is done when all have raised theirs.
+
+        `claim`: a number from 0 up, which all ranks should have in common; the request's `claims` are theirs if they
+        have not. `tag` of the operation, for reports
+        """
         self.sync()
-        self._flags[at] = self.count
-
-    def claims(self, phase: int) -> list[tuple[int, int]]:
-        """What the ranks have claimed in exchange `count`; to be read after all have raised their flag."""
-        first = phase * self.comm.size
-        places = [(first + rank) * LINE + 1 + 2 * (self.count % 2) for rank in range(self.comm.size)]
-        return [(self._flags[at], self._flags[at + 1]) for at in places]
-
-    def raised_by_all(self, phase: int, tag: int) -> Request:
-        """Done when all ranks have raised their flag of exchange `count`. `tag` of the operation, for reports."""
-        return FlagsRaised(self, phase, tag)
+        return FlagsRaised(self, phase, claim, tag)
 
 
 class SharedRequest(Request):
@@ -106,26 +103,35 @@ class SharedRequest(Request):
 class FlagsRaised(SharedRequest):
     """All ranks' flags of a phase."""
 
-    __slots__ = ("_next", "_number", "_first")
+    __slots__ = ("_flag", "_places", "claims")
 
-    def __init__(self, memory: SharedMemory, phase: int, tag: int):
+    def __init__(self, memory: SharedMemory, phase: int, claim: int, tag: int):
         self.memory, self.comm, self.tag, self.entry = memory, memory.comm, tag, None
-        self._next, self._number = 0, memory.count  # the ranks before `_next` have raised theirs
-        self._first = phase * memory.comm.size
+        number = memory.count
+        self._flag, self._places = claim << 1 | number >> 1 & 1, memory._places[phase][number & 1]
+        memory._flags[self._places[memory.comm.rank]] = self._flag
+        self.claims: list[int] | None = None
 
     def _poll(self) -> bool:
-        memory, number, first = self.memory, self._number, self._first
-        flags, size = memory._flags, memory.comm.size
-        while self._next < size:
-            if flags[(first + self._next) * LINE] < number:
-                return False
-            self._next += 1
-        memory.sync()
+        flags, flag, differ = self.memory._flags, self._flag, False
+        for place in self._places:
+            raised = flags[place]
+            if raised != flag:
+                if (raised ^ flag) & 1:
+                    return False
+                differ = True
+        self.memory.sync()
+        if differ:
+            self.claims = [flags[place] >> 1 for place in self._places]
         return True
 
+    def _missing(self) -> list[int]:
+        """Ranks that have not raised theirs."""
+        bit, flags = self._flag & 1, self.memory._flags
+        return [rank for rank, place in enumerate(self._places) if flags[place] & 1 != bit]
+
     def peers(self) -> list[int]:
-        flags, ranks = self.memory._flags, range(self.comm.size)
-        return [self.comm.members[r] for r in ranks if flags[(self._first + r) * LINE] < self._number]
+        return [self.comm.members[rank] for rank in self._missing()]
 
     def __str__(self) -> str:
         return "others to write to the shared memory"
@@ -136,10 +142,9 @@ class Turn(SharedRequest):
 
     __slots__ = ("_number",)
 
-    def __init__(self, memory: SharedMemory, tag: int):
+    def __init__(self, memory: SharedMemory, tag: int, number: int):
         super().__init__(memory, tag)
-        self._number = memory.called
-        memory.called += 1
+        self._number = number
 
     def _poll(self) -> bool:
         return self.memory.over == self._number
