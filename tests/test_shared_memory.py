@@ -6,6 +6,7 @@ Under plain pytest the ranks are simulated, and share no memory: then that is wh
 from __future__ import annotations
 
 import functools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from numpy.testing import assert_array_equal
 from ranks import on_ranks
 
 from minidist.collectives import all_reduce, barrier
+from minidist.collectives.reductions import Reduction
 from minidist.collectives.shared_memory import HALF, PIECE, SHORT
 
 
@@ -51,14 +53,25 @@ def test_short_and_long_arrays_of_several_dtypes_in_any_turn(comm):
     if has_none(comm):
         return
     draw = np.random.default_rng(7)  # the same on all ranks
-    late = np.random.default_rng(comm.rank)
-    for salt in range(300):
-        length = int(draw.choice([3, 1000, HALF // comm.size // 8, 90_000]))
-        dtype = str(draw.choice(["float32", "float64", "int16"]))
-        if late.random() < 0.2:
-            np.sort(late.random(20_000))  # be late
-        array = all_reduce(comm, numbers(comm.rank, length, dtype, salt), algorithm="shared_memory")
-        assert_array_equal(array, total(comm, length, dtype, salt))
+    chance = np.random.default_rng(comm.rank)
+    combine_all = Reduction.combine_all
+
+    def be_late() -> None:
+        if chance.random() < 0.2:
+            np.sort(chance.random(20_000))
+
+    def slowly(self, arrays, out) -> None:
+        be_late()
+        combine_all(self, arrays, out)
+        be_late()
+
+    with patch.object(Reduction, "combine_all", slowly):
+        for salt in range(300):
+            length = int(draw.choice([3, 1000, HALF // comm.size // 8, 90_000]))
+            dtype = str(draw.choice(["float32", "float64", "int16"]))
+            be_late()
+            array = all_reduce(comm, numbers(comm.rank, length, dtype, salt), algorithm="shared_memory")
+            assert_array_equal(array, total(comm, length, dtype, salt))
 
 
 @on_ranks(2, 3, 4)

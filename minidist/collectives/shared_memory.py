@@ -68,8 +68,7 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
     try:
         for start in range(0, array.size or 1, length or 1) if comm.size > 1 else ():
             piece = array[start : start + length]
-            memory.count += 1
-            slots, result = memory.like(piece, start=PIECE + HALF * (memory.count % 2) if short else 0)
+            slots, result = memory.like(piece, start=PIECE + HALF * (memory.counts[WRITTEN] % 2) if short else 0)
 
             # 2. Write our array.
             np.copyto(slots[comm.rank], piece)

@@ -1,9 +1,10 @@
 """Memory that all ranks of a communicator read and write alike, where they run on one host.
 
 Ranks take turns by flags: a rank raises its flag of a phase when what it has written may be read, and waits until all
-have raised theirs. A flag is a number: what the rank claims (the same on all, or something is wrong), and one bit. Two
-places take turns, and a rank that is two exchanges ahead would have been seen by us in between, so the bit is enough to
-tell this exchange's flag from the one before in the same place. Each rank's flags are in cache lines of their own.
+have raised theirs. A flag is a number: what the rank claims (the same on all, or something is wrong), and one bit. In
+each phase two places take turns, and nobody raises the second flag after this one before we have raised the next: so
+what stands in a place is this flag or the one before it there, and one bit tells which. Each rank's flags are in cache
+lines of their own.
 Source: Hoefler et al. 2013, "MPI + MPI: a new hybrid approach to parallel programming with MPI plus shared memory".
 """
 
@@ -33,14 +34,11 @@ class SharedMemory:
         self.comm, self.sync = comm, sync
         flags, rest = np.split(memory, [PHASES * comm.size * LINE * 8])
         self._flags: Any = memoryview(flags.view(np.int64))  # type: ignore[arg-type]
-        places = range(0, PHASES * comm.size * LINE, LINE)
-        self._places = [
-            [[places[phase * comm.size + rank] + turn for rank in range(comm.size)] for turn in (0, 1)]
-            for phase in range(PHASES)
-        ]
+        lines = [range(phase * comm.size * LINE, (phase + 1) * comm.size * LINE, LINE) for phase in range(PHASES)]
+        self._places = [[[line + turn for line in of_phase] for turn in (0, 1)] for of_phase in lines]  # of flags
         self.slots = [rest[rank * slot : (rank + 1) * slot] for rank in range(comm.size)]
         self.common = rest[comm.size * slot :][:common]
-        self.count = 1  # exchanges begun by this rank, and 1 so that the first flag is not 0; the same on all ranks
+        self.counts = [1] * PHASES  # how often flags were raised, and 1 so that the first is not 0; the same on all ranks
         self.broken = ""  # why it is of no use any more
         self.called = 0  # operations that use it, so far
         self.over = 0  # of these, those that have ended
@@ -63,7 +61,7 @@ class SharedMemory:
         return views
 
     def raise_flag(self, phase: int, claim: int, tag: int) -> FlagsRaised:
-        """What this rank has written in exchange `count` may be read. Returns what is done when all have raised theirs.
+        """What this rank has written may be read. Returns what is done when all have raised theirs.
 
         `claim`: a number from 0 up, which all ranks should have in common; the request's `claims` are theirs if they
         have not. `tag` of the operation, for reports
@@ -107,7 +105,8 @@ class FlagsRaised(SharedRequest):
 
     def __init__(self, memory: SharedMemory, phase: int, claim: int, tag: int):
         self.memory, self.comm, self.tag, self.entry = memory, memory.comm, tag, None
-        number = memory.count
+        memory.counts[phase] += 1
+        number = memory.counts[phase]
         self._flag, self._places = claim << 1 | number >> 1 & 1, memory._places[phase][number & 1]
         memory._flags[self._places[memory.comm.rank]] = self._flag
         self.claims: list[int] | None = None
