@@ -38,7 +38,7 @@ class SharedMemory:
         self._places = [[[line + turn for line in of_phase] for turn in (0, 1)] for of_phase in lines]  # of flags
         self.slots = [rest[rank * slot : (rank + 1) * slot] for rank in range(comm.size)]
         self.common = rest[comm.size * slot :][:common]
-        self.counts = [1] * PHASES  # how often flags were raised, and 1 so that the first is not 0; the same on all ranks
+        self.counts = [1] * PHASES  # flags raised, and 1 so that the first is not 0; the same on all ranks
         self.broken = ""  # why it is of no use any more
         self.called = 0  # operations that use it, so far
         self.over = 0  # of these, those that have ended
