@@ -145,3 +145,40 @@ def test_a_wrong_value_of_the_environment_is_refused(monkeypatch):
     monkeypatch.setenv("MINIDIST_CHECK", "yes")
     with pytest.raises(ValueError, match="MINIDIST_CHECK='yes': expected 1"):
         simulate(barrier, 1)
+
+
+@needs_mpi
+def test_where_a_rank_works_does_not_matter(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import os, numpy as np, minidist as md\n"
+        "comm = md.comm.world()\n"
+        "if comm.rank == 0:\n"
+        f"    os.chdir({str(tmp_path)!r})\n"
+        "print(md.collectives.all_reduce(comm, np.ones(3)))\n"
+    )
+    done = run_ranks(2, str(tmp_path / "program.py"), deadline=30, env={"MINIDIST_CHECK": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[2. 2. 2.]") == 2
+
+
+@on_ranks(2, 3)
+def test_after_a_refusal_and_a_mismatch_operations_in_flight_find_their_messages(comm, checked):
+    checked(comm)
+    odd = comm.rank == 1
+    for call in (
+        lambda: all_reduce(comm, np.ones(3), "median" if odd else "sum"),
+        lambda: all_reduce(comm, np.ones(3 + odd)),
+    ):
+        with pytest.raises((ValueError, Mismatch)):
+            call()
+        handles = [all_reduce(comm, np.full(5, k), algorithm="ring", async_op=True) for k in range(3)]
+        assert [int(handle.wait()[0]) for handle in handles] == [0, comm.size, 2 * comm.size]
+
+
+@on_ranks(2, 3)
+def test_the_comparison_is_in_the_flight_record(comm, checked):
+    checked(comm)
+    all_reduce(comm, np.ones(3), algorithm="ring")
+    last, before = comm.record.operations()[:-3:-1]
+    assert (last.kind, before.kind) == ("all_reduce ring", "compare before all_reduce ring")
+    assert before.end is not None

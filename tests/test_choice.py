@@ -12,7 +12,7 @@ from launch import needs_mpi, run_ranks
 
 from minidist.collectives import ALGORITHMS, all_reduce, broadcast
 from minidist.collectives.choice import CLASSES, by_measurement, by_model
-from minidist.collectives.tuning import Tuning
+from minidist.collectives.tuning import Tuning, merged
 from minidist.comm import Link, Network, simulate
 
 NETWORK = Network(alpha=1e-5, beta=1e-9, gamma=1e-10)
@@ -70,6 +70,21 @@ def test_what_was_measured_decides_and_the_model_the_rest():
     assert by_measurement(text, 6, 1) == by_model(NETWORK, 6, 1)  # with the measured figures, if not of these ranks
 
 
+def test_beyond_what_was_measured_the_model_decides():
+    small = Tuning(NETWORK, {"5 ranks on 1 hosts": {"all_reduce": {"tree": {"1024": 1e-6, "64": 1e-6}}}})
+    measured, modelled = by_measurement(small.write(), 5, 1)["all_reduce"], by_model(NETWORK, 5, 1)["all_reduce"]
+    assert set(measured[:13]) == {"tree"}
+    assert measured[13:] == modelled[13:]
+
+
+def test_measuring_again_keeps_the_other_sizes():
+    old = {"ring": {"64": 1.0, "256": 2.0}, "tree": {"64": 3.0, "256": 4.0, "1024": 5.0}}
+    assert merged(old, {"ring": {"64": 6.0, "256": 7.0}, "tree": {"64": 8.0}}) == {
+        "ring": {"64": 6.0, "256": 7.0},
+        "tree": {"64": 8.0, "1024": 5.0},  # of 256 bytes it has become hopeless
+    }
+
+
 def test_measurements_are_kept_as_they_were_written():
     two_hosts = Network(1e-6, 2e-10, 3e-11, ranks_per_host=1, between=Link(4e-5, 5e-9))
     for network in (NETWORK, two_hosts):
@@ -103,7 +118,7 @@ def test_an_algorithm_of_another_version_is_not_chosen():
             "seconds": {"2 ranks on 1 hosts": {"all_reduce": {"star": {"64": 0.0}, "ring": {"64": 1.0}}, "no": {}}},
         }
     )
-    assert set(by_measurement(text, 2, 1)["all_reduce"]) == {"ring"}
+    assert set(by_measurement(text, 2, 1)["all_reduce"][:9]) == {"ring"}
 
 
 PROGRAM = """
@@ -122,7 +137,7 @@ def test_all_ranks_go_by_what_rank_0_has_read(monkeypatch, tmp_path):
     monkeypatch.setenv("MINIDIST_TUNING", str(file))
     for name in ("naive", "ring"):
         measured = {
-            place: {"all_reduce": {name: {"64": 1e-6}}} for place in ("4 ranks on 1 hosts", "2 ranks on 1 hosts")
+            place: {"all_reduce": {name: {"1024": 1e-6}}} for place in ("4 ranks on 1 hosts", "2 ranks on 1 hosts")
         }
         file.write_text(Tuning(NETWORK, measured).write())
         done = run_ranks(4, "-c", PROGRAM, deadline=30)
@@ -155,3 +170,20 @@ def test_tuning_needs_several_ranks():
     done = run_ranks(1, "-m", "minidist.comm", "tune", deadline=30)
     assert done.returncode == 2
     assert "mpirun -n 4" in done.stderr
+
+
+@needs_mpi
+def test_tuning_of_no_size_is_refused():
+    done = run_ranks(2, "-m", "minidist.comm", "tune", "--largest", "10", deadline=30)
+    assert done.returncode == 2
+    assert "--largest 10: the smallest size measured is 64 bytes" in done.stderr
+
+
+@needs_mpi
+def test_a_file_that_is_not_ours_is_told(monkeypatch, tmp_path):
+    file = tmp_path / "tuning.json"
+    file.write_text("{bad")
+    monkeypatch.setenv("MINIDIST_TUNING", str(file))
+    done = run_ranks(4, "-c", PROGRAM, deadline=30)
+    assert done.returncode == 0
+    assert f"{file} does not hold what `tune` writes" in done.stderr

@@ -625,6 +625,12 @@ def test_what_is_no_array_is_refused(call):
 
 
 @every_call
+def test_what_is_more_than_an_array_of_numbers_is_refused(call):
+    refused(CALLS[call], np.matrix([[1.0, 2.0], [3.0, 4.0]]), "a matrix is more than", TypeError)
+    refused(CALLS[call], np.ma.masked_array(np.ones(4), mask=True), "a MaskedArray is more than", TypeError)
+
+
+@every_call
 def test_arrays_of_python_objects_are_refused(call):
     refused(CALLS[call], np.array([1, "two"], object), "dtype object", TypeError)
     refused(CALLS[call], np.zeros(2, [("a", object)]), "dtype .*objects", TypeError)

@@ -334,3 +334,45 @@ def test_no_order_of_waiting_deadlocks_where_sends_wait(size):
 
     for seed in range(50):
         simulate(program, size, seed, seed=seed, network=RENDEZVOUS)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "hierarchical", "shared_memory"])
+@on_ranks(2, 3, 4)
+def test_starting_the_first_one_of_a_communicator_waits_for_nobody(comm, algorithm):
+    if algorithm == "shared_memory" and comm.network is not None:
+        algorithm = "auto"  # simulated ranks share no memory
+    group = comm.split(0)
+    array, note = np.full(8, comm.rank + 1), np.zeros(1)
+    if comm.rank == 0:
+        handle = all_reduce(group, array, algorithm=algorithm, async_op=True)
+        for rank in range(1, comm.size):
+            comm.send(note, rank)
+    else:
+        comm.recv(note, 0)  # before it starts its own
+        handle = all_reduce(group, array, algorithm=algorithm, async_op=True)
+    assert_array_equal(handle.wait(), comm.size * (comm.size + 1) // 2)
+
+
+def test_nor_does_starting_the_first_one_between_hosts():
+    def program(comm):
+        if comm.rank == 0:
+            handle = all_reduce(comm, np.ones(8), algorithm="hierarchical", async_op=True)
+            comm.send(np.zeros(1), 3)
+        else:
+            if comm.rank == 3:
+                comm.recv(np.zeros(1), 0)
+            handle = all_reduce(comm, np.ones(8), algorithm="hierarchical", async_op=True)
+        return handle.wait()[0]
+
+    assert simulate(program, 4, network=Network(hosts=[0, 0, 1, 1])).results == [4, 4, 4, 4]
+
+
+@on_ranks(2, 3)
+def test_one_that_was_interrupted_is_not_taken_for_done(comm):
+    def interrupt(kind, flag):
+        raise KeyboardInterrupt
+
+    group = comm.split(0)
+    with np.errstate(over="call", call=interrupt), pytest.raises(KeyboardInterrupt):  # in the first addition
+        all_reduce(group, np.full(4, 1e308), algorithm="ring", async_op=True).wait()
+    assert not comm.in_flight

@@ -166,3 +166,15 @@ def test_it_can_be_read_while_another_thread_writes_it():
     finally:
         stop.set()
         writer.join()
+
+
+@on_ranks(2, 3)
+def test_what_has_failed_is_over(comm):
+    before = count(comm)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        all_reduce(comm.split(0), np.full(3, 1e308), algorithm="ring")
+    sending = comm.isend(np.ones(2), (comm.rank + 1) % comm.size)
+    with pytest.raises(ValueError, match="16 bytes"):
+        comm.recv(np.ones(3), (comm.rank - 1) % comm.size)
+    sending.wait()
+    assert [op.end is not None for op in new(comm, before)] == [True] * 3

@@ -95,8 +95,14 @@ def test_arrays_that_differ_are_told_on_every_rank_and_then_all_goes_on(comm):
     if has_none(comm):
         return
     odd = comm.rank == comm.size - 1
-    for array in (np.ones(10 + odd), np.ones(10, "f" if odd else "d"), np.ones(10, "f" if odd else "i")):
-        with pytest.raises(ValueError, match="the ranks' arrays differ in size or dtype"):
+    cases = [
+        (np.ones(10 + odd), "80 bytes of float64, 88 bytes of float64"),
+        (np.ones(10, "f" if odd else "d"), "80 bytes of float64, 40 bytes of float32"),
+        (np.ones(10, "f" if odd else "i"), "40 bytes of int32, 40 bytes of float32"),
+        (np.ones(10, ">i4" if odd else "<i4"), "40 bytes of int32, 40 bytes of int32 in the other byte order"),
+    ]
+    for array, words in cases:
+        with pytest.raises(ValueError, match=f"the ranks' arrays differ: rank 0 to {comm.size - 1} have .*{words}"):
             all_reduce(comm, array, algorithm="shared_memory")
     with pytest.raises(ValueError, match="differ"):  # one piece, and several
         all_reduce(comm, np.ones(3 * PIECE if odd else PIECE, np.int8), algorithm="shared_memory")
@@ -169,3 +175,27 @@ def test_a_rank_that_never_comes_is_waited_for_no_longer_than_the_deadline():
     assert done.returncode != 0
     assert "all_reduce shared_memory" in done.stderr
     assert "Waited for, but not waiting: rank 1" in done.stderr
+
+
+@on_ranks(2, 3, 4)
+def test_it_adds_in_the_order_of_ranks(comm):
+    if has_none(comm):
+        return
+    for length in (1000, PIECE):
+        parts = [np.random.default_rng(rank).standard_normal(length).astype(np.float32) for rank in range(comm.size)]
+        array = all_reduce(comm, parts[comm.rank].copy(), algorithm="shared_memory")
+        assert_array_equal(array, functools.reduce(np.add, parts), strict=True)
+
+
+@on_ranks(2, 3)
+def test_a_call_that_was_given_up_makes_nobody_wait(comm):
+    if has_none(comm):
+        return
+    group = comm.split(0)
+    group.timeout = 0.2
+    if comm.rank == 0:
+        with pytest.raises(TimeoutError):
+            all_reduce(group, np.ones(4), algorithm="shared_memory")
+        with pytest.raises(RuntimeError, match="no use any more: an all-reduce was given up"):
+            all_reduce(group, np.ones(4), algorithm="shared_memory")
+    barrier(comm)

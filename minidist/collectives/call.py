@@ -32,9 +32,12 @@ def run(lane: Lane, kind: str, steps: Steps, array: Array, result: Any, async_op
     comm = lane.comm
     entry = comm.record.begin(kind, comm, root, array, lane.tag)
     if not async_op and not comm.in_flight:
-        for request in steps:
-            request.wait()
-        comm.record.end(entry)
+        try:
+            for request in steps:
+                request.wait()
+        finally:
+            steps.close()  # if a wait has failed, now and not when the exception is forgotten
+            comm.record.end(entry)
         return result
     handle = Handle(comm, lane.uses, steps, result, entry)
     return handle if async_op else handle.wait()

@@ -6,12 +6,15 @@ dtype, op, root, algorithm, counts) and the line of the program. If the claims d
 The line counts too: branches that call the same collective from two lines are told as well. An argument that is
 refused on one rank is refused on all of them.
 
+So starting an operation waits for all ranks here, also with async_op=True.
+
 A claim travels as int64 and UTF-8 bytes in a fixed layout. Cost: P - 1 messages of 1 KiB a rank, before each operation.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -22,8 +25,10 @@ import numpy as np
 from ..comm.base import Communicator
 from ..comm.status import place_in
 from ..comm.where import shortened
+from .lane import Lane
 
 TAG = 32200
+FOLDERS = r"[^ ]*[/\\]"  # of a path in a text
 WHAT, PLACE = 640, 360  # bytes of text; longer ones are cut, their check sums still tell them apart
 
 P = ParamSpec("P")
@@ -64,20 +69,23 @@ def _text(data: bytes) -> str:
 
 
 def claim(what: str, refused: bool = False) -> Claim:
-    """This rank's claim; the place is the program's line that called the collective."""
+    """This rank's claim; the place is the program's line that called the collective.
+
+    Folders count for nothing: ranks may have other working directories, and hosts other ones to install in.
+    """
     place = place_in(sys._getframe(1))
-    return Claim(int(refused), zlib.crc32(f"{what}\0{place}".encode()), what, place)
+    return Claim(int(refused), zlib.crc32(f"{what}\0{re.sub(FOLDERS, '', place)}".encode()), what, place)
 
 
-def compare(comm: Communicator, kind: str, **arguments: Any) -> None:
-    """Before an operation: make sure that all ranks are about to start the same.
+def compare(lane: Lane, kind: str, **arguments: Any) -> None:
+    """Before an operation, whose lane has been made: make sure that all ranks are about to start the same.
 
     Errors  Mismatch: they are not
     """
-    agree(comm, claim(f"{kind}({', '.join(f'{name}={value}' for name, value in arguments.items())})"))
+    agree(lane.comm, kind, claim(f"{kind}({', '.join(f'{name}={value}' for name, value in arguments.items())})"))
 
 
-def agree(comm: Communicator, mine: Claim) -> None:
+def agree(comm: Communicator, kind: str, mine: Claim) -> None:
     """Tell all ranks, hear all ranks, and compare.
 
     Errors  Mismatch, on every rank but the one whose arguments were refused
@@ -87,10 +95,14 @@ def agree(comm: Communicator, mine: Claim) -> None:
     data = mine.to_bytes()
     others = [rank for rank in range(comm.size) if rank != comm.rank]
     rows = {rank: np.empty_like(data) for rank in others}
-    pending = [comm._irecv(rows[rank], rank, TAG) for rank in others]
-    pending += [comm._isend(data, rank, TAG) for rank in others]
-    for request in pending:
-        request.wait()
+    entry = comm.record.begin(f"compare before {kind}", comm, None, data, TAG)
+    try:
+        pending = [comm._irecv(rows[rank], rank, TAG) for rank in others]
+        pending += [comm._isend(data, rank, TAG) for rank in others]
+        for request in pending:
+            request.wait()
+    finally:
+        comm.record.end(entry)
     claims = {rank: mine if rank == comm.rank else Claim.from_bytes(rows[rank]) for rank in range(comm.size)}
 
     # 2. Whoever was refused anything raises that himself; the others tell it.
@@ -130,7 +142,8 @@ def refused_on_all(operation: Callable[P, T]) -> Callable[P, T]:
             return operation(*args, **kwargs)
         except (TypeError, ValueError) as error:
             if comm.agreements == before:
-                agree(comm, claim(f"{type(error).__name__}: {error}", refused=True))
+                lane = Lane(comm)  # all ranks count the same operations
+                agree(lane.comm, operation.__name__, claim(f"{type(error).__name__}: {error}", refused=True))
             raise
 
     return call

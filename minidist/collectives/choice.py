@@ -10,6 +10,7 @@ reads the file, when the world is opened).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 
@@ -17,6 +18,7 @@ from ..backend import Array, on_gpu
 from ..comm.base import Communicator
 from ..comm.handle import Steps
 from ..comm.network import Link, Network
+from ..comm.stored import tuning_file
 from .table import ALGORITHMS, Algorithm
 from .tuning import Tuning
 
@@ -56,9 +58,10 @@ def choices_for(comm: Communicator) -> tuple[Choices, Choices]:
         free = not any((comm.network.alpha, comm.network.beta, comm.network.gamma, comm.network.between))
         simulated = by_model(USUAL if free else comm.network, comm.size, hosts, shared=False)
         return simulated, simulated
-    return by_measurement(comm.tuning, comm.size, hosts, hosts == 1), by_measurement(
-        comm.tuning, comm.size, hosts, False
-    )
+    if comm.rank == 0 and comm.tuning and Tuning.read(comm.tuning) is None:
+        warnings.warn(f"{tuning_file()} does not hold what `tune` writes; algorithm='auto' goes without", stacklevel=2)
+    text, ranks = comm.tuning, comm.size
+    return by_measurement(text, ranks, hosts, shared=hosts == 1), by_measurement(text, ranks, hosts, shared=False)
 
 
 @cache
@@ -70,7 +73,10 @@ def by_measurement(text: str, ranks: int, hosts: int, shared: bool = False) -> C
     tuning = Tuning.read(text)
     modelled = by_model(USUAL if tuning is None else tuning.network, ranks, hosts, shared)
     measured = {} if tuning is None else tuning.best(ranks, hosts, CLASSES, shared)
-    return {operation: measured.get(operation, names) for operation, names in modelled.items()}
+    return {
+        operation: [best or name for best, name in zip(measured.get(operation, [None] * CLASSES), names, strict=True)]
+        for operation, names in modelled.items()
+    }
 
 
 @cache

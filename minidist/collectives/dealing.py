@@ -43,9 +43,9 @@ def scatter(
             raise ValueError(f"array=None on rank {root}, the root, whose array is to be scattered")
         whole = _whole(flat_view(comm, array, written=False), mine, sizes, "array", "out")
     kind, steps_of = choose(comm, "scatter", algorithm, mine, nbytes=sum(sizes) * mine.itemsize)
-    if comm.checked:
-        compare(comm, kind, root=root, dtype=out.dtype, counts=sizes)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, root=root, dtype=out.dtype, counts=sizes)
     steps = steps_of(lane, Chunks(whole, comm.size, sizes), mine, root)
     return run(lane, kind, steps, out, out, async_op, root)
 
@@ -76,9 +76,9 @@ def gather(
             out = empty((sum(sizes),), mine.dtype, device_of(mine))
         whole = _whole(flat_view(comm, out), mine, sizes, "out", "array")
     kind, steps_of = choose(comm, "gather", algorithm, mine, nbytes=sum(sizes) * mine.itemsize)
-    if comm.checked:
-        compare(comm, kind, root=root, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, root=root, dtype=array.dtype, counts=sizes)
     steps = steps_of(lane, Chunks(whole, comm.size, sizes), mine, root)
     return run(lane, kind, steps, array, out, async_op, root)
 
@@ -132,9 +132,9 @@ def all_to_all(
             "overwrite others before they have gone"
         )
     kind, steps_of = choose(comm, "all_to_all", algorithm, mine)
-    if comm.checked:
-        compare(comm, kind, size=mine.size if sizes is None else "by counts", dtype=array.dtype)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, size=mine.size if sizes is None else "by counts", dtype=array.dtype)
     steps = steps_of(lane, Chunks(mine, comm.size, sizes), Chunks(theirs, comm.size, out_sizes))
     return run(lane, kind, steps, array, out, async_op)
 

@@ -16,6 +16,7 @@ instead of H - 1. A long array is cut into slices that go through the steps one 
 carries one slice while others are added up within the hosts.
 
 Hosts may differ in their number of ranks: with L on the smallest, there are L pieces, for the first L of each host.
+On one host, and on hosts of one rank each, there is no hierarchy: then it is the ring.
 Source: Cho, Finkler, Serrano, Kung & Hunter 2019, "BlueConnect: decomposing all-reduce for deep learning on
 heterogeneous network hierarchy", of which this is the case of two levels; NCCL's and Horovod's hierarchical all-reduce.
 """
@@ -28,7 +29,7 @@ from .at_once import at_once
 from .chunks import Chunks, chunk_slice
 from .lane import Lane
 from .reductions import Reduction, reduction_of
-from .ring import ring_all_gather, ring_all_reduce_cost, ring_reduce_scatter
+from .ring import ring_all_gather, ring_all_reduce, ring_all_reduce_cost, ring_reduce_scatter
 
 SLICES = 8  # of a long array: the link lies idle while the first one is added up and the last one handed round
 AT_ONCE = 4  # two on the link, so that it is busy while one is added up; one before it, one behind it
@@ -40,8 +41,11 @@ def hierarchical_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> S
     dtype   kept; accumulates in it, first the ranks of each host, then the hosts
     Cost    2 (H-1)/H n bytes sent by each host to others; within it, 2 (R-1)/R n by each of R ranks
     """
-    host, across = comm.comm.by_host()
     hosts = comm.comm.hosts()
+    if len(set(hosts)) in (1, comm.size):  # no host has a neighbour, or none has two ranks
+        yield from ring_all_reduce(comm, array, reduction)
+        return
+    host, across = comm.comm.by_host()
     pieces = min(hosts.count(number) for number in set(hosts))
 
     # Cut the array into slices, none much shorter than two segments; AT_ONCE of them are worked on at a time.

@@ -44,9 +44,9 @@ def all_reduce(
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     kind, steps_of = choose(comm, "all_reduce", algorithm, wide, op)
-    if comm.checked:
-        compare(comm, kind, op=op, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, op=op, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     steps = steps_of(lane, wide, reduction)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
@@ -74,10 +74,11 @@ def reduce_scatter(
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     kind, steps_of = choose(comm, "reduce_scatter", algorithm, wide, op)
+    lane = Lane(comm)
     if comm.checked:
         like = {"shape": array.shape, "dtype": array.dtype, "counts": sizes}
-        compare(comm, kind, op=op, **like, accumulate=accumulate)
-    lane, chunks = Lane(comm), Chunks(wide, comm.size, sizes)
+        compare(lane, kind, op=op, **like, accumulate=accumulate)
+    chunks = Chunks(wide, comm.size, sizes)
     steps, chunk = steps_of(lane, chunks, reduction), chunks[comm.rank]
     if wide is not flat:
         chunk = Chunks(flat, comm.size, sizes)[comm.rank]
@@ -101,9 +102,9 @@ def all_gather(
     flat = flat_view(comm, array)
     sizes = None if counts is None else checked_counts(counts, comm.size, flat.size)
     kind, steps_of = choose(comm, "all_gather", algorithm, flat)
-    if comm.checked:
-        compare(comm, kind, shape=array.shape, dtype=array.dtype, counts=sizes)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, shape=array.shape, dtype=array.dtype, counts=sizes)
     steps = steps_of(lane, Chunks(flat, comm.size, sizes))
     return run(lane, kind, steps, array, array, async_op)
 
@@ -116,9 +117,9 @@ def broadcast(
     root = comm.check_root(root)
     flat = flat_view(comm, array, written=comm.rank != root)
     kind, steps_of = choose(comm, "broadcast", algorithm, flat)
-    if comm.checked:
-        compare(comm, kind, root=root, shape=array.shape, dtype=array.dtype)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, root=root, shape=array.shape, dtype=array.dtype)
     return run(lane, kind, steps_of(lane, flat, root), array, array, async_op, root)
 
 
@@ -142,9 +143,9 @@ def reduce(
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     kind, steps_of = choose(comm, "reduce", algorithm, wide, op)
-    if comm.checked:
-        compare(comm, kind, op=op, root=root, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind, op=op, root=root, shape=array.shape, dtype=array.dtype, accumulate=accumulate)
     steps = steps_of(lane, wide, reduction, root)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
@@ -171,17 +172,10 @@ def scan(
     wide = flat if accumulate is None else _widened(flat, accumulate)
     reduction = reduction_of(op, wide)
     kind, steps_of = choose(comm, "scan", algorithm, wide, op)
-    if comm.checked:
-        compare(
-            comm,
-            kind,
-            op=op,
-            exclusive=exclusive,
-            dtype=array.dtype,
-            shape=array.shape,
-            accumulate=accumulate,
-        )
     lane = Lane(comm)
+    if comm.checked:
+        like = {"shape": array.shape, "dtype": array.dtype, "accumulate": accumulate}
+        compare(lane, kind, op=op, exclusive=exclusive, **like)
     steps = steps_of(lane, wide, reduction, exclusive)
     if wide is not flat:
         steps = _narrowed(steps, wide, flat)
@@ -192,9 +186,9 @@ def scan(
 def barrier(comm: Communicator, algorithm: str = "auto", *, async_op: bool = False) -> Any:
     """Return when every rank has called it."""
     kind, steps_of = choose(comm, "barrier", algorithm, _NOTHING)
-    if comm.checked:
-        compare(comm, kind)
     lane = Lane(comm)
+    if comm.checked:
+        compare(lane, kind)
     return run(lane, kind, steps_of(lane), _NOTHING, None, async_op)
 
 

@@ -22,16 +22,19 @@ architectures: optimized shared memory collectives".
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from ..backend import Array, on_gpu
 from ..comm.base import Communicator
 from ..comm.handle import Steps
-from ..comm.shared import Turn
+from ..comm.shared import SharedMemory, Turn
 from .chunks import chunk_slice
 from .lane import Lane
 from .reductions import Reduction
 
+PATH = 512  # bytes of a path
 PIECE = 1 << 20  # bytes of an array that go through two exchanges at a time: they stay in the cache
 SHORT = 1 << 19  # bytes of all ranks together, up to which one exchange is faster than two
 HALF = SHORT // 2  # bytes of each of a slot's two halves for single exchanges, which lie behind its piece
@@ -58,7 +61,7 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
         raise RuntimeError(f"this communicator's shared memory is of no use any more: {memory.broken}")
     short = array.nbytes * comm.size <= SHORT
     length = array.size if short else PIECE // array.itemsize
-    claim = array.nbytes << 16 | array.dtype.num << 1 | array.dtype.isnative
+    claim = array.nbytes << 16 | array.dtype.num << 1 | array.dtype.isnative  # see _words
 
     # 1. If an operation before this one is still in flight, let it end.
     turn = memory.called
@@ -66,6 +69,8 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
     if memory.over != turn:
         yield Turn(memory, comm.tag, turn)
     try:
+        if not memory.is_open:
+            yield from _open(comm, memory)
         for start in range(0, array.size or 1, length or 1) if comm.size > 1 else ():
             piece = array[start : start + length]
             slots, result = memory.like(piece, start=PIECE + HALF * (memory.counts[WRITTEN] % 2) if short else 0)
@@ -81,8 +86,7 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
             written = memory.raise_flag(WRITTEN, claim, comm.tag)
             yield written
             if written.claims:
-                sizes = [claim >> 16 for claim in written.claims]
-                raise Differ(f"the ranks' arrays differ in size or dtype: they have {sizes} bytes")
+                raise Differ(f"the ranks' arrays differ: rank 0 to {comm.size - 1} have {_words(written.claims)}")
 
             # 3. Add up all of it, on all ranks in the same order; that was all, for a short one.
             if short:
@@ -98,6 +102,9 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
             np.copyto(piece, result)
     except Differ:
         raise  # on all ranks alike
+    except GeneratorExit:
+        memory.broken = "an all-reduce was given up"
+        raise
     except BaseException as error:
         memory.broken = f"an all-reduce has failed ({error!r})"
         raise
@@ -108,6 +115,50 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
 
 class Differ(ValueError):
     """The ranks' arrays do."""
+
+
+def _words(claims: list[int]) -> str:
+    """What the claims say of arrays. They number dtypes; those that a program has registered have no name here."""
+    names: dict[int, str] = {np.dtype(code).num: np.dtype(code).name for code in np.typecodes["All"]}
+    parts = [(claim >> 16, claim >> 1 & 0x7FFF, claim & 1) for claim in claims]
+    return ", ".join(
+        f"{nbytes} bytes of {names.get(number, f'dtype {number}')}{'' if native else ' in the other byte order'}"
+        for nbytes, number, native in parts
+    )
+
+
+def _open(comm: Lane, memory: SharedMemory) -> Steps:
+    """The memory's first use: all ranks get at it, or none."""
+    others = [rank for rank in range(comm.size) if rank != 0]
+    path, fine = np.zeros(PATH, np.uint8), np.ones(1, np.uint8)
+    # 1. Rank 0 makes it and tells the others where; they attach.
+    if comm.rank == 0:
+        named = memory.create().encode()
+        path[: len(named)] = np.frombuffer(named, np.uint8)
+        for rank in others:
+            comm.isend(path, rank)
+    else:
+        yield comm.irecv(path, 0)
+    try:
+        memory.attach(path.tobytes().rstrip(b"\0").decode())
+    except OSError:
+        fine[0] = 0
+    # 2. The others tell rank 0 how it went; the name is of no more use; rank 0 tells all.
+    if comm.rank == 0:
+        theirs = np.zeros(comm.size, np.uint8)
+        for rank in others:
+            yield comm.irecv(theirs[rank : rank + 1], rank)
+        os.unlink(named)
+        fine[0] &= theirs[1:].all()
+        for rank in others:
+            comm.isend(fine, rank)
+    else:
+        comm.isend(fine, 0)
+        yield from comm.sent()
+        yield comm.irecv(fine, 0)
+    yield from comm.sent()
+    if not fine[0]:
+        raise RuntimeError("a rank cannot get at the memory that another has made; choose another algorithm")
 
 
 def shared_memory_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:

@@ -62,10 +62,11 @@ class Tuning:
         within = [self.network.alpha, self.network.beta, self.network.gamma]
         return json.dumps({"within": within, "between": between, "seconds": self.seconds}, indent=1) + "\n"
 
-    def best(self, ranks: int, hosts: int, classes: int, shared: bool = True) -> dict[str, list[str]]:
+    def best(self, ranks: int, hosts: int, classes: int, shared: bool = True) -> dict[str, list[str | None]]:
         """Of each operation measured on so many ranks and hosts, the fastest algorithm for each class of sizes.
 
-        `shared`: whether those through shared memory count.
+        None for sizes beyond those measured, unless all of SIZES were. `shared`: whether those through shared memory
+        count.
         """
         best = {}
         for operation, by_name in self.seconds.get(place(ranks, hosts), {}).items():
@@ -78,8 +79,12 @@ class Tuning:
             sizes = sorted({int(size) for by_size in known.values() for size in by_size})
             if sizes:
                 near = [min(sizes, key=lambda size: abs(size.bit_length() - k)) for k in range(classes)]
+                last = classes if sizes[-1] >= SIZES[-1] else sizes[-1].bit_length() + 1
                 best[operation] = [
-                    min((n for n in known if str(size) in known[n]), key=lambda n: known[n][str(size)]) for size in near
+                    min((n for n in known if str(size) in known[n]), key=lambda n: known[n][str(size)])
+                    if k <= last
+                    else None
+                    for k, size in enumerate(near)
                 ]
         return best
 
@@ -114,8 +119,19 @@ def tune(comm: Communicator, old: Tuning | None, say: Callable[[str], None], lar
                 times[operation][name][str(nbytes)] = timed(comm, partial(call, array, out, name))
             best = min(times[operation][name][str(nbytes)] for name in running)
             running = [name for name in running if times[operation][name][str(nbytes)] < HOPELESS * best]
-    seconds = {**(old.seconds if old is not None else {}), place(comm.size, hosts): times}
+    here, seconds = place(comm.size, hosts), dict(old.seconds) if old is not None else {}
+    before = seconds.get(here, {})
+    seconds[here] = {operation: merged(before.get(operation, {}), new) for operation, new in times.items()}
     return Tuning(network, seconds)
+
+
+def merged(old: dict[str, dict[str, float]], new: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Both; of a size that has been measured anew, only the new."""
+    sizes = {size for by_size in new.values() for size in by_size}
+    return {
+        name: {size: s for size, s in old.get(name, {}).items() if size not in sizes} | by_size
+        for name, by_size in new.items()
+    }
 
 
 def calls(comm: Communicator) -> dict[str, Callable[[Any, Any, str], Any]]:

@@ -23,6 +23,8 @@ def main() -> None:
     comm = world()
     if comm.size == 1:
         refuse(comm, "nothing to measure on one rank: mpirun -n 4 python -m minidist.comm tune")
+    if args.largest < SIZES[0]:
+        refuse(comm, f"--largest {args.largest}: the smallest size measured is {SIZES[0]} bytes")
     say = print if comm.rank == 0 else (lambda *_, **__: None)
     new = tune(comm, Tuning.read(comm.tuning), lambda text: say(text, flush=True), args.largest)
     if comm.rank == 0:

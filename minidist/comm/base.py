@@ -34,7 +34,7 @@ MAX_TAG = 31999  # every MPI allows tags up to 32767; those from 32000 up are mi
 
 def default_timeout() -> float:
     """Seconds a rank waits for another before it gives up: MINIDIST_TIMEOUT, else 600."""
-    text = os.environ.get("MINIDIST_TIMEOUT", "600")
+    text = os.environ.get("MINIDIST_TIMEOUT") or "600"
     try:
         seconds = float(text)
     except ValueError:
@@ -150,7 +150,10 @@ class Communicator(ABC):
         """
         if color is not None and operator.index(color) < 0:
             raise ValueError(f"color {color}: expected a number from 0 up, or None for no group")
-        return self._split(color, operator.index(key))
+        child = self._split(color, operator.index(key))
+        if child is not None:
+            child.prepare()
+        return child
 
     def split_by_host(self) -> tuple[Communicator, Communicator]:
         """(the ranks on my host, one rank per host). Every rank must call it.
@@ -168,8 +171,16 @@ class Communicator(ABC):
     def hosts(self) -> list[int]:
         """A number for the host of each rank, the same for ranks on the same host. Known without asking anyone."""
 
+    def prepare(self) -> None:
+        """Make what needs all ranks of a new communicator at once, so that no operation has to wait for it later."""
+        if 1 < len(set(self.hosts())) < self.size:
+            self.by_host()
+
     def by_host(self) -> tuple[Communicator, Communicator]:
-        """As `split_by_host`, but made once and kept. Every rank must call it the first time."""
+        """As `split_by_host`, but made once and kept: by `prepare` where some ranks share a host and some do not.
+
+        Elsewhere every rank must call it the first time.
+        """
         if self._by_host is None:
             self._by_host = self.split_by_host()
         return self._by_host
@@ -188,7 +199,7 @@ class Communicator(ABC):
     def shared_memory(self, slot: int, common: int) -> SharedMemory:
         """Memory that these ranks share: `slot` bytes for each and `common` bytes for all. Made once, and kept.
 
-        Every rank must call it the first time, always with the same sizes. Errors as for check_shares_memory.
+        It must be opened before its first use, see there. Errors as for check_shares_memory.
         """
         self.check_shares_memory()
         raise AssertionError
@@ -267,6 +278,8 @@ class Communicator(ABC):
     def _check_array(self, array: Array) -> None:
         if not (isinstance(array, np.ndarray) or on_gpu(array)):
             raise TypeError(f"expected a NumPy or CuPy array, got {type(array).__name__}")
+        if isinstance(array, np.matrix | np.ma.MaskedArray):
+            raise TypeError(f"a {type(array).__name__} is more than an array of numbers; give np.asarray of it")
         if not array.flags.c_contiguous:
             raise ValueError(
                 f"array of shape {array.shape} and strides {array.strides} is not contiguous in memory; "

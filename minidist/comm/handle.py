@@ -40,7 +40,7 @@ class Handle(Request):
         self.current: Request | None = None  # what it waits for, once it has been started
         self.done = False
         self._steps = steps
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._going_on = False
         with comm.in_flight.lock:
             comm.in_flight.append(self)
@@ -96,10 +96,12 @@ class Handle(Request):
                 self.current = next(self._steps)
         except StopIteration:
             self._end()
-        except Exception as error:
+        except BaseException as error:
             moved = True
             self._error = error
             self._end()
+            if not isinstance(error, Exception):
+                raise  # an interrupt is everyone's
         finally:
             self._going_on = False
         return moved

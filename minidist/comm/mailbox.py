@@ -77,9 +77,9 @@ class Pending(Request):
     def _poll(self) -> bool:
         if not self.done and self.at is not None and self.at <= self.comm.me.now:
             self.done = True
-            self._finish()
             if self.entry is not None:
                 self.comm.record.end(self.entry)
+            self._finish()
         return self.done
 
     def _finish(self) -> None:

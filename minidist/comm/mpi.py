@@ -60,6 +60,7 @@ def open_world() -> MpiCommunicator:
     first = np.array(MPI.Group.Translate_ranks(host.group, [0], MPI.COMM_WORLD.group))
     MPI.COMM_WORLD.Allgather(first, world.world_hosts)
     host.Free()
+    world.prepare()
     world.tuning = _told_by_rank_0(stored_tuning() if world.rank == 0 else "")
     return world
 
@@ -94,6 +95,14 @@ def _memory(array: Array) -> tuple[Any, np.ndarray | None]:
         return MPI.buffer.fromaddress(array.data.ptr, array.nbytes), None
     staged = backend.pinned_like(array)
     return staged.reshape(-1).view(np.uint8), staged
+
+
+@cache
+def _fence() -> Callable[[], None]:
+    """What orders this process's reads and writes of memory that it shares: MPI's, which is portable."""
+    window = MPI.Win.Allocate_shared(8, comm=MPI.COMM_SELF)
+    window.Lock_all(MPI.MODE_NOCHECK)
+    return window.Sync
 
 
 @cache
@@ -155,6 +164,8 @@ class MpiCommunicator(Communicator):
 
     def _wait_any(self, waits: Waits, timeout: float | None) -> None:
         requests: list[Any] = [request for _, request in waits if not isinstance(request, Handle)]
+        if not requests:
+            return  # a helper thread has just moved on what they wait for
         peers = sorted({peer for request in requests for peer in request.peers()})
         # Nobody but an operation itself tests what it waits for: what is wrong with it is raised there. So this only
         # looks whether one has gone on, with wait_for's help.
@@ -177,15 +188,7 @@ class MpiCommunicator(Communicator):
     def shared_memory(self, slot: int, common: int) -> SharedMemory:
         if self._shared is None:
             self.check_shares_memory()
-            self._meet("shared_memory()")
-            nbytes = SharedMemory.nbytes(self.size, slot, common) if self.rank == 0 else 0
-            window = MPI.Win.Allocate_shared(nbytes, 1, comm=self.mpi)  # type: ignore[arg-type]
-            window.Lock_all(MPI.MODE_NOCHECK)
-            memory = np.frombuffer(window.Shared_query(0)[0], np.uint8)  # type: ignore[call-overload]
-            if self.rank == 0:
-                memory[: SharedMemory.nbytes(self.size, 0, 0)] = 0
-            self.mpi.Barrier()  # nobody has anything else to do before it
-            self._shared = SharedMemory(self, memory, slot, common, window.Sync)
+            self._shared = SharedMemory(self, slot, common, _fence())
         return self._shared
 
     def check_shares_memory(self) -> None:
@@ -233,7 +236,7 @@ class MpiCommunicator(Communicator):
         before, began = record.waiting, self.clock()
         record.waiting = (what, peers, began)
         try:
-            if wait_until(waits, seconds, lambda: self.endings.check(peers, test, who)):
+            if wait_until(waits, seconds, lambda: self.endings.check(peers, waits, who)):
                 return
             if timeout is None and watchdog is not None:
                 watchdog.deadline_passed(began, seconds)
@@ -280,6 +283,7 @@ class MpiRequest(Request):
                     return False
             except MPI.Exception as error:
                 self.request = None
+                self._over()
                 if status is not None and error.Get_error_class() == MPI.ERR_TRUNCATE:
                     raise ValueError(f"{self}: {self._too_long(status.Get_count(BYTE))}") from None
                 raise
@@ -289,8 +293,11 @@ class MpiRequest(Request):
 
     def _done(self, received: int) -> None:
         """The MPI request is."""
+        self._over()
         if self.receiving and received != self.array.nbytes:
             raise ValueError(f"{self}: the message has {received} bytes, the receiving array {self.array.nbytes}")
+
+    def _over(self) -> None:
         if self.entry is not None:
             self.comm.record.end(self.entry)
 

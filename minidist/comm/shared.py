@@ -10,6 +10,9 @@ Source: Hoefler et al. 2013, "MPI + MPI: a new hybrid approach to parallel progr
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,27 +30,52 @@ MOST_VIEWS = 100  # that are kept: making them takes longer than adding short ar
 
 
 class SharedMemory:
-    """`slots[r]`: the bytes that rank r writes. `common`: bytes of which each rank writes its part."""
+    """`slots[r]`: the bytes that rank r writes. `common`: bytes of which each rank writes its part.
 
-    def __init__(self, comm: MpiCommunicator, memory: np.ndarray, slot: int, common: int, sync: Callable[[], None]):
-        """`memory` (nbytes(...),) uint8, the same on all ranks; `sync` orders what one rank writes for the others."""
+    It is a file, in memory where the system has a place for such files: rank 0 creates it, the others attach to it, and
+    when all have, rank 0 removes its name. So nothing is left behind by whatever happens later, and the memory goes
+    when the last of them lets go of it.
+    """
+
+    def __init__(self, comm: MpiCommunicator, slot: int, common: int, sync: Callable[[], None]):
+        """`sync` orders what one rank writes for the others."""
         self.comm, self.sync = comm, sync
-        flags, rest = np.split(memory, [PHASES * comm.size * LINE * 8])
-        self._flags: Any = memoryview(flags.view(np.int64))  # type: ignore[arg-type]
+        self._sizes = [PHASES * comm.size * LINE * 8, *[slot] * comm.size, common]
         lines = [range(phase * comm.size * LINE, (phase + 1) * comm.size * LINE, LINE) for phase in range(PHASES)]
         self._places = [[[line + turn for line in of_phase] for turn in (0, 1)] for of_phase in lines]  # of flags
-        self.slots = [rest[rank * slot : (rank + 1) * slot] for rank in range(comm.size)]
-        self.common = rest[comm.size * slot :][:common]
+        self.is_open = False
         self.counts = [1] * PHASES  # flags raised, and 1 so that the first is not 0; the same on all ranks
         self.broken = ""  # why it is of no use any more
         self.called = 0  # operations that use it, so far
         self.over = 0  # of these, those that have ended
         self._views: dict[tuple[int, int, np.dtype], tuple[list[np.ndarray], np.ndarray]] = {}
 
-    @staticmethod
-    def nbytes(size: int, slot: int, common: int) -> int:
-        """So much memory is needed."""
-        return PHASES * size * LINE * 8 + size * slot + common
+    def create(self) -> str:
+        """On one rank: make the file, filled with zeros; returns its path. Errors  OSError: there is no room"""
+        folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        file, path = tempfile.mkstemp(prefix="minidist-", dir=folder)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, sum(self._sizes))  # or the first to write would be killed
+            else:
+                os.ftruncate(file, sum(self._sizes))
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(file)
+        return path
+
+    def attach(self, path: str) -> None:
+        """See the file as memory. Errors  OSError"""
+        file = os.open(path, os.O_RDWR)
+        try:
+            memory = np.frombuffer(mmap.mmap(file, sum(self._sizes)), np.uint8)
+        finally:
+            os.close(file)
+        flags, *self.slots, self.common = np.split(memory, np.cumsum(self._sizes)[:-1])
+        self._flags: Any = memoryview(flags.view(np.int64))  # type: ignore[arg-type]
+        self.is_open = True
 
     def like(self, array: np.ndarray, start: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
         """(the slots from byte `start` on, the common memory), each as an array of this one's length and dtype."""
@@ -147,6 +175,9 @@ class Turn(SharedRequest):
 
     def _poll(self) -> bool:
         return self.memory.over == self._number
+
+    def peers(self) -> list[int]:
+        return [self.comm.members[self.comm.rank]]  # itself
 
     def __str__(self) -> str:
         return "the operation before it to leave the shared memory"

@@ -76,6 +76,7 @@ def simulate(program: Program, size: int, *args: Any, seed: int = 0, network: Ne
     def run_rank(rank: int) -> Any:
         comm = SimulatedCommunicator(scheduler, mailboxes, range(size), rank)
         current_world.set(comm)
+        comm.prepare()
         return program(comm, *args)
 
     results = scheduler.run(run_rank)
