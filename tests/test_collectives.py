@@ -625,6 +625,7 @@ def test_what_is_no_array_is_refused(call):
 
 
 @every_call
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_what_is_more_than_an_array_of_numbers_is_refused(call):
     refused(CALLS[call], np.matrix([[1.0, 2.0], [3.0, 4.0]]), "a matrix is more than", TypeError)
     refused(CALLS[call], np.ma.masked_array(np.ones(4), mask=True), "a MaskedArray is more than", TypeError)
