@@ -6,6 +6,7 @@ Under plain pytest the ranks are simulated, and share no memory: then that is wh
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import numpy as np
@@ -17,6 +18,7 @@ from ranks import on_ranks
 from minidist.collectives import all_reduce, barrier
 from minidist.collectives.reductions import Reduction
 from minidist.collectives.shared_memory import HALF, PIECE, SHORT
+from minidist.comm.shared import SharedMemory
 
 
 def has_none(comm) -> bool:
@@ -185,6 +187,18 @@ def test_it_adds_in_the_order_of_ranks(comm):
         parts = [np.random.default_rng(rank).standard_normal(length).astype(np.float32) for rank in range(comm.size)]
         array = all_reduce(comm, parts[comm.rank].copy(), algorithm="shared_memory")
         assert_array_equal(array, functools.reduce(np.add, parts), strict=True)
+
+
+@pytest.mark.parametrize("method", ["create", "attach"])
+@on_ranks(2, 3)
+def test_memory_that_one_rank_cannot_get_is_told_on_all(comm, method):
+    if has_none(comm):
+        return
+    group, of_rank = comm.split(0), 0 if method == "create" else comm.size - 1
+    with patch.object(SharedMemory, method, side_effect=OSError("no room")) if comm.rank == of_rank else nullcontext():
+        with pytest.raises(RuntimeError, match="memory cannot be made, or not be shared"):
+            all_reduce(group, np.ones(4), algorithm="shared_memory")
+    assert_array_equal(all_reduce(group, np.ones(4), algorithm="ring"), comm.size)
 
 
 @on_ranks(2, 3)

@@ -129,36 +129,46 @@ def _words(claims: list[int]) -> str:
 
 def _open(comm: Lane, memory: SharedMemory) -> Steps:
     """The memory's first use: all ranks get at it, or none."""
-    others = [rank for rank in range(comm.size) if rank != 0]
-    path, fine = np.zeros(PATH, np.uint8), np.ones(1, np.uint8)
-    # 1. Rank 0 makes it and tells the others where; they attach.
+    others = range(1, comm.size)
+    path, fine, theirs = np.zeros(PATH, np.uint8), np.ones(1, np.uint8), np.ones(comm.size, np.uint8)
     if comm.rank == 0:
-        named = memory.create().encode()
+        # 1. When all are here, rank 0 makes it (a job that ends before leaves nothing behind) and tells them where.
+        for rank in others:
+            yield comm.irecv(theirs[rank : rank + 1], rank)
+        try:
+            named = memory.create().encode()
+        except OSError:
+            named = b""  # which nobody can attach to
         path[: len(named)] = np.frombuffer(named, np.uint8)
         for rank in others:
             comm.isend(path, rank)
     else:
+        comm.isend(theirs[:1], 0)
         yield comm.irecv(path, 0)
+    # 2. All attach.
     try:
         memory.attach(path.tobytes().rstrip(b"\0").decode())
     except OSError:
         fine[0] = 0
-    # 2. The others tell rank 0 how it went; the name is of no more use; rank 0 tells all.
+    # 3. The others tell rank 0 how it went; the name is of no more use; rank 0 tells all.
     if comm.rank == 0:
-        theirs = np.zeros(comm.size, np.uint8)
         for rank in others:
             yield comm.irecv(theirs[rank : rank + 1], rank)
-        os.unlink(named)
-        fine[0] &= theirs[1:].all()
+        if named:
+            os.unlink(named)
+        fine &= theirs.min()
         for rank in others:
             comm.isend(fine, rank)
     else:
-        comm.isend(fine, 0)
         yield from comm.sent()
+        theirs[:1] = fine
+        comm.isend(theirs[:1], 0)
         yield comm.irecv(fine, 0)
     yield from comm.sent()
     if not fine[0]:
-        raise RuntimeError("a rank cannot get at the memory that another has made; choose another algorithm")
+        raise RuntimeError(
+            "memory cannot be made, or not be shared with all ranks of this host; choose another algorithm"
+        )
 
 
 def shared_memory_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
