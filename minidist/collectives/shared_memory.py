@@ -166,9 +166,7 @@ def _open(comm: Lane, memory: SharedMemory) -> Steps:
         yield comm.irecv(fine, 0)
     yield from comm.sent()
     if not fine[0]:
-        raise RuntimeError(
-            "memory cannot be made, or not be shared with all ranks of this host; choose another algorithm"
-        )
+        raise RuntimeError("the memory cannot be made, or not be shared by all ranks; choose another algorithm")
 
 
 def shared_memory_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
