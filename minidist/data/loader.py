@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from .. import backend
 from ..backend import Array
 from .mnist import scaled
-from .partition import uniform
+from .partition import named
 
 
 class Loader:
@@ -21,15 +21,17 @@ class Loader:
             for images, labels in loader.epoch(epoch):
                 ...
 
-    `batch_size` counts the samples of all ranks together: batch and seed decide which samples meet in a step, the
-    number of ranks does not (`partition.uniform`). A rank's share of a small last batch may be empty; it is still
-    yielded, so that all ranks take equally many steps. len(loader) is the number of steps in an epoch.
+    `batch_size` counts the samples of all ranks together. `partition` says which of them a rank takes: "uniform",
+    "hierarchical" (with hosts=comm.hosts()), "stratified", "skewed" or "skewed:ALPHA", as in partition.py. With
+    "uniform", batch and seed decide which samples meet in a step, and the number of ranks does not. A rank's share of a
+    batch may be empty; it is still yielded, so that all ranks take equally many steps. len(loader) is the number of
+    steps in an epoch.
 
     The images stay on `device` as they are given. Where they are uint8, a batch is scaled to [0, 1] as it is dealt,
     so that a data set takes 1 byte a pixel and not 4. Each batch is a new array, the caller's to keep.
 
     Shapes  images (n, ...), labels (n,) -> a batch of images (share, ...) `dtype`, labels (share,) int64
-    Errors  ValueError: other numbers of images than labels; those of `partition.uniform`
+    Errors  ValueError: other numbers of images than labels; those of the partition
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Loader:
         shuffle: bool = True,
         dtype: Any = np.float32,
         device: str = "cpu",
+        partition: str = "uniform",
+        hosts: Sequence[int] | None = None,
     ):
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images do not fit {len(labels)} labels")
@@ -50,7 +54,8 @@ class Loader:
         self.labels = backend.asarray(labels, np.int64, device)
         self.batch_size, self.rank, self.size = batch_size, rank, size
         self.seed, self.shuffle, self.dtype, self.device = seed, shuffle, dtype, device
-        self._indices(epoch=0)  # refuses bad arguments here, not in the first step
+        self.partition = named(partition, np.asarray(labels), hosts)
+        self.shares(epoch=0)  # refuses bad arguments here, not in the first step
 
     def __len__(self) -> int:
         return len(self.batch_sizes)
@@ -61,9 +66,13 @@ class Loader:
         n = len(self.labels)
         return [min(self.batch_size, n - start) for start in range(0, n, self.batch_size)]
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Array, Array]]:
-        """Deal all batches of one epoch, counted from 0."""
-        for indices in self._indices(epoch):
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """Deal all batches of one epoch, counted from 0.
+
+        `start` resumes an epoch in the middle: behind the samples that all ranks together have had (k * batch_size,
+        after k steps). What is left is dealt as it would have been.
+        """
+        for indices in self.shares(epoch, start):
             indices = backend.to(indices, self.device)
             images = self.images.take(indices, axis=0)
             if images.dtype == np.uint8:
@@ -72,7 +81,18 @@ class Loader:
                 images = images.astype(self.dtype, copy=False)
             yield images, self.labels.take(indices)
 
-    def _indices(self, epoch: int) -> list[np.ndarray]:
-        """This rank's sample indices, batch by batch (D.1)."""
-        n = len(self.labels)
-        return uniform(n, self.size, self.rank, self.batch_size, self.seed, epoch, self.shuffle)
+    def shares(self, epoch: int, start: int = 0, rank: int | None = None) -> list[np.ndarray]:
+        """The indices of this rank's samples (or another's), batch by batch (D.1)."""
+        who, n = self.rank if rank is None else rank, len(self.labels)
+        return self.partition(n, self.size, who, self.batch_size, self.seed, epoch, self.shuffle, start)
+
+    def histogram(self) -> np.ndarray:
+        """How many samples of each label each rank gets in an epoch.   (size, labels) int64; labels in sorted order"""
+        labels, kinds = np.unique(backend.to_numpy(self.labels), return_inverse=True)
+        counts = [
+            np.bincount(
+                kinds[np.concatenate([*self.shares(0, rank=rank), np.empty(0, int)]).astype(int)], minlength=len(labels)
+            )
+            for rank in range(self.size)
+        ]
+        return np.array(counts)

@@ -10,6 +10,7 @@ that of all ranks together, so batch and seed decide the result and the number o
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from tqdm import tqdm
 import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
+from minidist.data.picture import draw_partitions
 from minidist.nn import functional as F
 
 OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
@@ -56,7 +58,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """Refuse, before any training, what could not be written after it. Rank 0 writes, so it alone can tell."""
-    for name, path in (("save", args.save), ("json", args.json)):
+    if args.partition_picture and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--partition-picture draws with matplotlib: pip install 'minidist[plot]'")
+    files = {"save": args.save, "json": args.json, "partition-picture": args.partition_picture}
+    for name, path in files.items():
         if not path or (name, path) == ("json", "-"):
             continue
         target, folder = Path(path), Path(path).absolute().parent
@@ -104,13 +109,17 @@ def fit(
     """Train, tell rank 0's terminal how it goes, and return what there is to report."""
     optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
     network, optimizer = md.parallel.data_parallel(model, optimizer, comm, zero=args.zero, algorithm=args.sync)
-    # D.3(2) Partition the data: every rank has its share of each global batch.
+    # D.3(2) Partition the data (D.1): every rank has its share of each global batch.
     deal: Any = partial(md.data.Loader, rank=comm.rank, size=comm.size, seed=args.seed, dtype=args.dtype, device=device)
-    loader = deal(*train, batch_size=args.batch_size)
+    loader = deal(*train, batch_size=args.batch_size, partition=args.partition, hosts=comm.hosts())
+    if args.partition_picture and comm.rank == 0:
+        draw_partitions({args.partition: loader.histogram()}, args.partition_picture)
     test_loader = deal(*test, batch_size=1000 * comm.size, shuffle=False)
     say = print if comm.rank == 0 and not args.quiet else (lambda *_, **__: None)
     parameters = sum(p.numel() for p in model.parameters())
     strategy = "one rank" if comm.size == 1 else f"{args.sync} all-reduce" + ", ZeRO 1" * args.zero
+    if args.partition != "uniform":
+        strategy += f", {args.partition} partition"
     say(f"{parameters:,} {args.dtype} parameters, {len(train[0]):,} images, batch {args.batch_size}", flush=True)
     say(f"{comm.size} rank{'s' * (comm.size > 1)} on {device}, {strategy}, {args.optimizer} lr {args.lr}", flush=True)
 
@@ -224,6 +233,10 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--sync", choices=["auto", *md.collectives.ALGORITHMS["all_reduce"]], default="ring",
         help="the all-reduce that keeps ranks in step (%(default)s)")  # fmt: skip
     add("--zero", type=int, choices=(0, 1), default=0, help="1: each rank keeps 1/P of the optimizer (%(default)s)")
+    add("--partition", default="uniform", metavar="HOW",
+        help="which samples a rank takes: uniform, hierarchical (hosts first), stratified (by label), skewed or "
+        "skewed:ALPHA (Dirichlet, for experiments) (%(default)s)")  # fmt: skip
+    add("--partition-picture", metavar="FILE", help="draw who holds what (.svg, .png or .pdf; needs matplotlib)")
     add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
     add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
     add("--load", metavar="FILE", help="start from these parameters (safetensors)")
@@ -238,6 +251,12 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.batch_size < comm.size:
         parser.error(f"--batch-size {args.batch_size}: less than the {comm.size} ranks, so some would have no sample")
+    try:
+        md.data.partition.named(args.partition, labels=None, hosts=comm.hosts())
+    except ValueError as error:
+        parser.error(f"--partition {args.partition}: {str(error).partition(': ')[2]}")
+    if args.partition_picture and not args.partition_picture.endswith((".svg", ".png", ".pdf")):
+        parser.error(f"--partition-picture {args.partition_picture}: the name must end in .svg, .png or .pdf")
     if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be more than 0")
     for operation in ("reduce_scatter", "all_gather") if args.zero else ("all_reduce",):
