@@ -202,16 +202,31 @@ def test_backward_leaves_the_gradient_of_the_global_batch(comm: Communicator, ze
     assert_allclose(flat[mine], whole[mine], rtol=1e-12, atol=1e-14)
 
 
-@on_ranks(1, 2, 3)
-def test_gradients_are_clipped_as_on_one_rank(comm: Communicator) -> None:
-    model, _ = pair(comm, 0)
+@pytest.mark.parametrize("order", [2, 1, 3, np.inf])
+@pytest.mark.parametrize("zero", [0, 1])
+@on_ranks(1, 2, 3, 7)
+def test_gradients_are_clipped_as_on_one_rank(comm: Communicator, zero: int, order: float) -> None:
     batch = np.arange(5)
-    loss_of(model, share(batch, comm)).backward()
-    expected = np.concatenate([g.ravel() for g in gradients(initial(0), X[batch], LABELS[batch]).values()])
-    norm = md.optim.clip_grad_norm_(model.parameters(), 0.1)
-    assert_allclose(norm.item(), np.linalg.norm(expected))
-    clipped = np.concatenate([p.grad.numpy().ravel() for p in model.parameters()])
-    assert_allclose(np.linalg.norm(clipped), 0.1, rtol=1e-4)
+    whole = np.concatenate([g.ravel() for g in gradients(initial(0), X[batch], LABELS[batch]).values()])
+    norm = np.linalg.norm(whole, order)
+    mine = np.array_split(np.arange(whole.size), comm.size)[comm.rank] if zero else slice(None)
+    for limit in (0.1, 2 * norm):
+        model, _ = pair(comm, zero)
+        loss_of(model, share(batch, comm)).backward()
+        assert_allclose(model.clip_grad_norm_(limit, order).item(), norm, rtol=1e-12)
+        clipped = np.concatenate([p.grad.numpy().ravel() for p in model.parameters()])
+        assert_allclose(clipped[mine], whole[mine] * min(limit / (norm + 1e-6), 1), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+@on_ranks(1, 2, 3)
+def test_a_norm_that_is_no_number_is_refused_on_all_ranks(comm: Communicator, zero: int) -> None:
+    model, _ = pair(comm, zero)
+    loss_of(model, share(np.arange(5), comm)).backward()
+    first = model.module[0].weight
+    first.grad.data.reshape(-1)[0] = np.inf  # in rank 0's part
+    with pytest.raises(RuntimeError, match="the norm of the gradients is inf"):
+        model.clip_grad_norm_(1.0, error_if_nonfinite=True)
 
 
 @on_ranks(2, 3)
@@ -465,6 +480,9 @@ def test_parameters_of_two_dtypes(comm: Communicator, zero: int) -> None:
     wrapped, optimizer = data_parallel(model, md.optim.SGD(model.parameters(), lr=1.0), comm, zero)
     rows = np.arange(3.0 * comm.size, dtype=np.float32).reshape(comm.size, 3)
     wrapped(md.tensor(rows[[comm.rank]])).backward()
+    norm = wrapped.clip_grad_norm_(1e9)
+    assert norm.dtype == np.float64
+    assert_allclose(norm.item(), np.sqrt(5) * np.linalg.norm(rows.mean(0)), rtol=1e-6)
     optimizer.step()
     assert_allclose(model.single.numpy(), [1, 2, 3] - rows.mean(0), rtol=1e-6)
     assert_allclose(model.double.numpy(), [4, 5, 6] - 2 * rows.mean(0), rtol=1e-6)

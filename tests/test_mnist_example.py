@@ -141,6 +141,35 @@ def test_three_ranks_end_with_the_weights_of_one(data: Path, trained: Path, tmp_
         np.testing.assert_allclose(ours[name], array, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
+@needs_mpi
+def test_three_ranks_clip_as_one(data: Path, tmp_path: Path) -> None:
+    options = [
+        *SMALL,
+        "--data",
+        data,
+        "--dtype",
+        "float64",
+        "--optimizer",
+        "sgd",
+        "--lr",
+        0.5,
+        "--clip",
+        0.3,
+        "--quiet",
+    ]
+    results = []
+    for ranks, zero in ((1, 0), (3, 0), (3, 1)):
+        path = tmp_path / f"{ranks}-{zero}.safetensors"
+        ran(ranks, *options, "--zero", zero, "--save", path)
+        results.append(checkpoint.load(path))
+    ran(1, *options[:-3], "--quiet", "--save", tmp_path / "unclipped.safetensors")
+    unclipped = checkpoint.load(tmp_path / "unclipped.safetensors")
+    for name, array in results[0].items():
+        for other in results[1:]:
+            np.testing.assert_allclose(other[name], array, rtol=1e-10, atol=1e-12, err_msg=name)
+        assert not np.allclose(unclipped[name], array, rtol=1e-3)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_saved_parameters_are_loaded_to_the_last_bit(data: Path, trained: Path, tmp_path: Path, optimizer: str) -> None:
     path = tmp_path / "again.safetensors"
@@ -237,6 +266,7 @@ REFUSED = {
     "partition": ("--partition even", r"--partition even: choose uniform, hierarchical, stratified, skewed or"),
     "partition-alpha": ("--partition skewed:0", r"--partition skewed:0: ALPHA must be a number above 0"),
     "picture": ("--partition-picture {}/a.gif", r"--partition-picture .*a\.gif: the name must end in \.svg, \.png or"),
+    "clip": ("--clip 0", r"--clip 0.0: must be more than 0"),
     "option": ("--speed 3", r"unrecognized arguments: --speed 3"),
     "device": ("--device gpu", r"unknown device 'gpu'; choose auto, cpu, cuda or cuda:N"),
     "data": ("--data {}/nowhere", r"nowhere holds neither train-images-idx3-ubyte\.gz nor train-images-idx3-ubyte"),

@@ -154,7 +154,7 @@ def fit(
 
 
 def train_epoch(
-    network: md.nn.Module,
+    network: md.parallel.DataParallel,
     optimizer: Any,
     loader: md.data.Loader,
     epoch: int,
@@ -179,6 +179,8 @@ def train_epoch(
             loss = F.cross_entropy(network(md.Tensor(images)), md.Tensor(labels))
             # D.3(4) Synchronise: backward ends with the average of all ranks' gradients, and step keeps ranks alike.
             loss.backward()
+            if args.clip:
+                network.clip_grad_norm_(args.clip)
             optimizer.step()
             if len(labels):
                 total += loss.item() * len(labels), len(labels)
@@ -237,6 +239,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         help="which samples a rank takes: uniform, hierarchical (hosts first), stratified (by label), skewed or "
         "skewed:ALPHA (Dirichlet, for experiments) (%(default)s)")  # fmt: skip
     add("--partition-picture", metavar="FILE", help="draw who holds what (.svg, .png or .pdf; needs matplotlib)")
+    add("--clip", type=float, metavar="X", help="scale gradients whose norm is larger than this (off)")
     add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
     add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
     add("--load", metavar="FILE", help="start from these parameters (safetensors)")
@@ -257,6 +260,8 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         parser.error(f"--partition {args.partition}: {str(error).partition(': ')[2]}")
     if args.partition_picture and not args.partition_picture.endswith((".svg", ".png", ".pdf")):
         parser.error(f"--partition-picture {args.partition_picture}: the name must end in .svg, .png or .pdf")
+    if args.clip is not None and not args.clip > 0:
+        parser.error(f"--clip {args.clip}: must be more than 0")
     if not args.lr > 0:
         parser.error(f"--lr {args.lr}: must be more than 0")
     for operation in ("reduce_scatter", "all_gather") if args.zero else ("all_reduce",):

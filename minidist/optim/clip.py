@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from ..backend import namespace
+from ..backend import Array, namespace
 from ..tensor import Tensor
 
 
@@ -24,11 +24,27 @@ def clip_grad_norm_(
     gradients = [p.grad.data for p in listed if p.grad is not None]
     if not gradients:
         return Tensor(np.zeros((), np.float32))
+    return clip_arrays(gradients, max_norm, norm_type, error_if_nonfinite)
+
+
+def clip_arrays(
+    gradients: list[Array],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    combine: Callable[[Array], Array] = lambda mine: mine,
+) -> Tensor:
+    """As clip_grad_norm_, of one array or more.
+
+    `combine` is given this rank's Σ |g|^p (or, for math.inf, max |g|), as an array of one number, and gives that of all
+    ranks, where each has a part of the gradients.
+    """
     xp = namespace(gradients[0])
     if norm_type == math.inf:
-        norm = xp.stack([xp.abs(g).max() for g in gradients]).max()
+        norm = combine(xp.stack([xp.abs(g).max() for g in gradients]).max(keepdims=True))[0]
     else:
-        norm = xp.stack([(xp.abs(g) ** norm_type).sum() for g in gradients]).sum() ** (1 / norm_type)
+        total = combine(xp.stack([(xp.abs(g) ** norm_type).sum() for g in gradients]).sum(keepdims=True))[0]
+        norm = total ** (1 / norm_type)
     if error_if_nonfinite and not bool(xp.isfinite(norm)):
         raise RuntimeError(f"the norm of the gradients is {float(norm)}: they can't be clipped")
     factor = xp.minimum(max_norm / (norm + 1e-6), 1).astype(norm.dtype)

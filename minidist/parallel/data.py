@@ -13,16 +13,19 @@ Source  Li et al. 2020, PyTorch Distributed; Rajbhandari et al. 2020, ZeRO (stag
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from .. import backend
 from ..autograd import after_backward, is_grad_enabled
 from ..backend import Array
 from ..collectives import ALGORITHMS, all_gather, all_reduce, broadcast, reduce_scatter
 from ..comm import Communicator
 from ..nn import Module
-from ..optim import Optimizer
+from ..optim import Optimizer, clip_grad_norm_
+from ..optim.clip import clip_arrays
 from ..tensor import Function, Tensor
 from .sharded import ShardedOptimizer
 
@@ -46,8 +49,8 @@ def data_parallel(
 
     zero       0: every rank keeps all of the optimizer's state and updates all parameters.
                1: each rank keeps and updates its own 1/P. backward leaves the averaged gradient of that part only.
-               Gradients can't add up over several backwards then: call zero_grad before each. And their norm is
-               that of a part: clip_grad_norm_ would not clip as on one rank.
+               Gradients can't add up over several backwards then: call zero_grad before each. To clip them, call
+               the returned model's clip_grad_norm_, not optim's, which would see a part only.
     algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
     Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
                `zero`; and an all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor
@@ -135,6 +138,33 @@ class DataParallel(Module):
                 p.grad = Tensor(p._grad_buffer)
         if self.zero:
             self._scattered = {p: p.grad for p in parameters if p.grad is not None}
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+        """Scale the averaged gradients, in place, so that the norm of all together is at most max_norm.
+
+        Between backward and step; every rank calls it, and gets the norm before. As optim.clip_grad_norm_, also where
+        each rank has a part of the gradients only.
+
+        Cost  an all-reduce of one number with zero=1; else none, since all ranks have the same gradients
+        """
+        if not self.zero:
+            return clip_grad_norm_(self.module.parameters(), max_norm, norm_type, error_if_nonfinite)
+        mine = []
+        for part in self.optimizer.parts:
+            part.flat.collect()
+            mine += [
+                part.flat.grad[max(start, part.start) : min(stop, part.stop)]
+                for p, (start, stop) in zip(part.flat.parameters, part.flat.bounds, strict=True)
+                if p.grad is not None and max(start, part.start) < min(stop, part.stop)
+            ]
+        op = "max" if norm_type == math.inf else "sum"
+        with self.comm.step("D.3(4) clip gradients"):
+            all_of_them = [part.flat.grad for part in self.optimizer.parts]
+            dtype = np.result_type(*[gradient.dtype for gradient in all_of_them])
+            mine.append(backend.full((1,), 0, dtype, backend.device_of(all_of_them[0])))  # a rank may have none
+            return clip_arrays(
+                mine, max_norm, norm_type, error_if_nonfinite, lambda own: all_reduce(self.comm, own, op)
+            )
 
     # The wrapper adds nothing to names: state goes to and from the model itself.
 
