@@ -168,7 +168,10 @@ class BatchNorm2d(Module):
         momentum = self.momentum
         if momentum is None:
             momentum = 1 / max(int(self.num_batches_tracked), 1) if self.num_batches_tracked is not None else 0.0
-        use_batch = self.training or self.running_mean is None
+        return self.normalise(x, self.training or self.running_mean is None, momentum)
+
+    def normalise(self, x: Tensor, use_batch: bool, momentum: float) -> Tensor:
+        """By the batch's own statistics, moving the running ones; or by the running ones."""
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, use_batch, momentum, self.eps
         )

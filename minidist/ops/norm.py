@@ -125,6 +125,10 @@ class BatchNorm(Function):
         y += shift
         return y.reshape(x.shape).astype(x.dtype, copy=False)
 
+    def means(self, db: Array, dw: Array, n: int) -> tuple[Array, Array]:
+        """The means of dy and of dy * x̂ over the batch, of which these are the sums and n the number of values."""
+        return db / n, dw / n
+
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         x, w = self.saved
         rows = _by_channel(dy)
@@ -135,10 +139,10 @@ class BatchNorm(Function):
         if self.needs[0]:
             dx = rows
             if not self.fixed:
-                n = rows.size // rows.shape[1]
-                x_hat *= dw[:, None] / -n
+                mean, mean_hat = self.means(db, dw, rows.size // rows.shape[1])
+                x_hat *= -mean_hat[:, None]
                 x_hat += rows
-                x_hat -= db[:, None] / n
+                x_hat -= mean[:, None]
                 dx = x_hat
             dx = dx * ((1 if w is None else w[:, None]) / self.sigma)
             dx = dx.reshape(dy.shape).astype(dy.dtype, copy=False)
@@ -227,14 +231,26 @@ def batch_norm(
         n = input.numel() // max(channels, 1)
         if n <= 1:
             raise ValueError(f"batch_norm: training needs more than 1 value per channel, input has shape {input.shape}")
-        x = _by_channel(input.data)
-        mean = x.mean(axis=(0, 2))
-        centred = x - mean[:, None]
-        centred *= centred
-        var = centred.mean(axis=(0, 2))
-        with no_grad():
-            if running_mean is not None:
-                running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-            if running_var is not None:
-                running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1))
+        mean, var = mean_and_variance(input.data)
+        move_running(running_mean, running_var, mean, var, n, momentum)
     return BatchNorm.apply(input, weight, bias, mean=mean, var=var, eps=eps, fixed=not training)
+
+
+def mean_and_variance(x: Array) -> tuple[Array, Array]:
+    """Of each channel over the batch; the variance is the biased one.   x (N, C, ...) -> (C), (C)"""
+    rows = _by_channel(x)
+    mean = rows.mean(axis=(0, 2))
+    centred = rows - mean[:, None]
+    centred *= centred
+    return mean, centred.mean(axis=(0, 2))
+
+
+@no_grad()
+def move_running(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Array, var: Array, n: int, momentum: float
+) -> None:
+    """Move the running statistics, in place, towards those of a batch of n values per channel."""
+    if running_mean is not None:
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+    if running_var is not None:
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * n / (n - 1))
