@@ -266,6 +266,8 @@ REFUSED = {
     "partition": ("--partition even", r"--partition even: choose uniform, hierarchical, stratified, skewed or"),
     "partition-alpha": ("--partition skewed:0", r"--partition skewed:0: ALPHA must be a number above 0"),
     "picture": ("--partition-picture {}/a.gif", r"--partition-picture .*a\.gif: the name must end in \.svg, \.png or"),
+    "compress": ("--compress zip", r"--compress zip: choose one of fp16, bf16, topk:R, "),
+    "compress-zero": ("--compress sign --zero 1", r"--compress sign with --zero 1: a part of the gradients cannot be"),
     "clip": ("--clip 0", r"--clip 0.0: must be more than 0"),
     "option": ("--speed 3", r"unrecognized arguments: --speed 3"),
     "device": ("--device gpu", r"unknown device 'gpu'; choose auto, cpu, cuda or cuda:N"),

@@ -27,6 +27,7 @@ from minidist import backend
 from minidist.comm import Communicator
 from minidist.data.picture import draw_partitions
 from minidist.nn import functional as F
+from minidist.parallel.compression import compression_of
 
 OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
 
@@ -108,7 +109,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train, tell rank 0's terminal how it goes, and return what there is to report."""
     optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
-    network, optimizer = md.parallel.data_parallel(model, optimizer, comm, zero=args.zero, algorithm=args.sync)
+    network, optimizer = md.parallel.data_parallel(model, optimizer, comm, args.zero, args.sync, args.compress)
     # D.3(2) Partition the data (D.1): every rank has its share of each global batch.
     deal: Any = partial(md.data.Loader, rank=comm.rank, size=comm.size, seed=args.seed, dtype=args.dtype, device=device)
     loader = deal(*train, batch_size=args.batch_size, partition=args.partition, hosts=comm.hosts())
@@ -118,6 +119,8 @@ def fit(
     say = print if comm.rank == 0 and not args.quiet else (lambda *_, **__: None)
     parameters = sum(p.numel() for p in model.parameters())
     strategy = "one rank" if comm.size == 1 else f"{args.sync} all-reduce" + ", ZeRO 1" * args.zero
+    if args.compress and comm.size > 1:
+        strategy = f"gradients by {args.compress}"
     if args.partition != "uniform":
         strategy += f", {args.partition} partition"
     say(f"{parameters:,} {args.dtype} parameters, {len(train[0]):,} images, batch {args.batch_size}", flush=True)
@@ -239,6 +242,8 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         help="which samples a rank takes: uniform, hierarchical (hosts first), stratified (by label), skewed or "
         "skewed:ALPHA (Dirichlet, for experiments) (%(default)s)")  # fmt: skip
     add("--partition-picture", metavar="FILE", help="draw who holds what (.svg, .png or .pdf; needs matplotlib)")
+    add("--compress", metavar="HOW",
+        help="send less than whole gradients: fp16, bf16, topk:0.01, randomk:0.01, sign, powersgd:4 (off)")  # fmt: skip
     add("--clip", type=float, metavar="X", help="scale gradients whose norm is larger than this (off)")
     add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
     add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
@@ -260,6 +265,15 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         parser.error(f"--partition {args.partition}: {str(error).partition(': ')[2]}")
     if args.partition_picture and not args.partition_picture.endswith((".svg", ".png", ".pdf")):
         parser.error(f"--partition-picture {args.partition_picture}: the name must end in .svg, .png or .pdf")
+    try:
+        if args.compress:
+            compression_of(args.compress)
+    except ValueError as error:
+        parser.error(f"--compress {args.compress}: {str(error).partition(': ')[2]}")
+    if args.compress and args.zero:
+        parser.error(
+            f"--compress {args.compress} with --zero {args.zero}: a part of the gradients cannot be compressed"
+        )
     if args.clip is not None and not args.clip > 0:
         parser.error(f"--clip {args.clip}: must be more than 0")
     if not args.lr > 0:

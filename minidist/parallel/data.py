@@ -27,11 +27,17 @@ from ..nn import Module
 from ..optim import Optimizer, clip_grad_norm_
 from ..optim.clip import clip_arrays
 from ..tensor import Function, Tensor
+from .compression import Make, compression_of
 from .sharded import ShardedOptimizer
 
 
 def data_parallel(
-    model: Module, optimizer: Optimizer, comm: Communicator, zero: int = 0, algorithm: str = "auto"
+    model: Module,
+    optimizer: Optimizer,
+    comm: Communicator,
+    zero: int = 0,
+    algorithm: str = "auto",
+    compress: str | None = None,
 ) -> tuple[DataParallel, Optimizer | ShardedOptimizer]:
     """Make a model and its optimizer train on all ranks of `comm` together. Every rank calls it, with equal models.
 
@@ -52,6 +58,8 @@ def data_parallel(
                Gradients can't add up over several backwards then: call zero_grad before each. To clip them, call
                the returned model's clip_grad_norm_, not optim's, which would see a part only.
     algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
+    compress   send less than the whole gradients: "fp16", "bf16", "topk:0.01", "randomk:0.01", "sign" or "powersgd:4",
+               see parallel/compression. With zero=0 only; `algorithm` is not used then
     Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
                `zero`; and an all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor
     Errors     ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have
@@ -64,6 +72,9 @@ def data_parallel(
         if algorithm not in ("auto", *ALGORITHMS[operation]):
             choice = ", ".join(ALGORITHMS[operation])
             raise ValueError(f"algorithm {algorithm!r}: {operation} has auto, {choice} (with zero={zero})")
+    if compress is not None and zero:
+        raise ValueError(f"compress={compress!r} with zero={zero}: a part of the gradients cannot be compressed alone")
+    make = None if compress is None else compression_of(compress)
     known = {p for part in optimizer.parts for p in part.flat.parameters}
     lost = [name for name, p in model.named_parameters() if p.requires_grad and p not in known]
     if lost:
@@ -78,16 +89,19 @@ def data_parallel(
                 broadcast(comm, p.data)
         for _, buffer in model.named_buffers():
             broadcast(comm, buffer.data)
-    wrapped = DataParallel(model, optimizer, comm, zero, algorithm)
+    wrapped = DataParallel(model, optimizer, comm, zero, algorithm, make)
     return wrapped, ShardedOptimizer(optimizer, comm, algorithm) if zero else optimizer
 
 
 class DataParallel(Module):
     """A model whose backward ends with the average of all ranks' gradients. Made by `data_parallel`."""
 
-    def __init__(self, module: Module, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str):
+    def __init__(
+        self, module: Module, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str, make: Make | None
+    ):
         self.module, self.optimizer, self.comm = module, optimizer, comm
         self.zero, self.algorithm = zero, algorithm
+        self.compressions = None if make is None else [make(comm, part.flat) for part in optimizer.parts]
         self._taken: dict[object, int] = {}  # of each forward that this backward goes through: its samples
         self._scattered: dict[Tensor, Tensor] = {}  # the gradients that a reduce-scatter has left
         for p in module.parameters():
@@ -123,13 +137,16 @@ class DataParallel(Module):
             counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
             # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
             #    weighted before. From an empty share may come anything, nan too.
-            equal = bool((counts == counts[0]).all())
-            for part in self.optimizer.parts:
+            equal = bool((counts == counts[0]).all()) and self.compressions is None
+            for index, part in enumerate(self.optimizer.parts):
                 gradient = part.flat.gradient()
                 if not here:
                     gradient.fill(0)
                 elif not equal:
                     gradient *= here / int(counts.sum())
+                if self.compressions is not None:
+                    self.compressions[index].add_up(gradient)
+                    continue
                 reduce = reduce_scatter if self.zero else all_reduce
                 reduce(self.comm, gradient, "mean" if equal else "sum", algorithm=self.algorithm)
         # 3. A parameter that only other ranks used has a gradient now. One that nobody used has none, as on one rank.
