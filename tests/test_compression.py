@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
 
 import minidist as md
-from minidist.comm import Communicator, simulate
+from minidist.comm import Communicator, Network, simulate
 from minidist.nn import functional as F
 from minidist.nn.flat import FlatBuffer
 from minidist.parallel import assert_replicas_agree, data_parallel
@@ -125,6 +125,21 @@ def test_float16_rounds_to_a_2000th_whatever_the_scale(comm: Communicator, scale
     compression.add_up(own)
     exact, size = sum(map(np.float64, parts)), sum(np.abs(part).astype(np.float64) for part in parts)
     assert (np.abs(own - exact) <= (size + np.abs(exact)) / 2**11 * 1.01 + 1e-9 * size.max()).all()
+
+
+@pytest.mark.parametrize("hosts", [[0, 0, 1, 1], [0, 0, 0, 1], [5, 7, 5, 7, 7], [0, 0, 1, 1, 2, 2]], ids=str)
+@pytest.mark.parametrize("name, part", [("fp16", 2**-11), ("bf16", 2**-8)])
+def test_between_hosts_16_bits_within_a_host_all(hosts: list[int], name: str, part: float) -> None:
+    def program(comm: Communicator) -> np.ndarray:
+        return results(comm, name, 1, np.float32)[0][0]
+
+    run = simulate(program, len(hosts), network=Network(hosts=hosts))
+    parts = [gradient(rank, 0).astype(np.float32) for rank in range(len(hosts))]
+    exact, size = sum(map(np.float64, parts)), sum(np.abs(part).astype(np.float64) for part in parts)
+    for own in run.results:
+        assert_array_equal(own, run.results[0])
+        assert (np.abs(own - exact) <= (size + np.abs(exact)) * part * 1.02 + 1e-6 * size).all()
+    assert not np.allclose(run.results[0], exact, rtol=part / 100)
 
 
 @pytest.mark.parametrize("name", ["fp16", "bf16"])

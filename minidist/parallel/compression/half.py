@@ -7,6 +7,10 @@
 
 A ring in 16 bits would round at every hop, P - 1 times; here every number is rounded twice. There is no error memory:
 what rounding loses is a 2,000th of a number (float16) or a 256th (bfloat16).
+
+On several hosts with several ranks each only what crosses between hosts is in 16 bits: the ranks of a host first add up
+among themselves, and each then does the above on its piece with its peers on the other hosts. So a host's link carries
+half of what the hierarchical all-reduce sends over it.
 """
 
 from __future__ import annotations
@@ -17,31 +21,49 @@ from abc import abstractmethod
 import numpy as np
 
 from ...backend import Array, namespace
-from ...collectives import all_gather, all_reduce, all_to_all, chunk_slice
+from ...collectives import all_gather, all_reduce, all_to_all, chunk_slice, reduce_scatter
+from ...comm import Communicator
 from .base import Compression
 
 
 class HalfPrecision(Compression):
-    """Of float16 and bfloat16. Cost: n bytes of float32 send n (P-1)/P bytes a rank, half of the ring's."""
+    """Of float16 and bfloat16.
+
+    Cost  n bytes of float32 send n (P-1)/P bytes a rank, half of the ring's. On H hosts: n (H-1)/H bytes a host to
+          others; within it the ring's 2 n (R-1)/R by each of R ranks
+    """
 
     def add_up(self, gradient: Array) -> None:
-        comm, n = self.comm, gradient.size
-        chunks = [chunk_slice(n, comm.size, rank) for rank in range(comm.size)]
-        sizes = [chunk.stop - chunk.start for chunk in chunks]
+        hosts = self.comm.hosts()
+        if len(set(hosts)) in (1, self.comm.size):
+            self.exchange(self.comm, gradient)
+            return
+        host, across = self.comm.by_host()
+        pieces = min(hosts.count(number) for number in set(hosts))  # for as many ranks of each host
+        sizes = _sizes(gradient.size, pieces) + [0] * (host.size - pieces)
+        piece = reduce_scatter(host, gradient, counts=sizes)
+        if host.rank < pieces:
+            self.exchange(across, piece)
+        all_gather(host, gradient, counts=sizes)
+
+    def exchange(self, comm: Communicator, gradient: Array) -> None:
+        """Add up over the ranks of `comm`, all of it in 16 bits."""
+        n = gradient.size
+        sizes = _sizes(n, comm.size)
         mine = sizes[comm.rank]
         # 1. Round.
-        scale = self.scale(gradient)
+        scale = self.scale(comm, gradient)
         narrow = self.narrow(gradient * scale)
         # 2. Chunk j goes to rank j.
         parts = all_to_all(comm, narrow, counts=sizes, out_counts=[mine] * comm.size)
         # 3. Add, in the order of ranks.
         total = self.wide(parts, gradient.dtype).reshape(comm.size, mine).sum(0)  # so far times scale
-        narrow[chunks[comm.rank]] = self.narrow(total)
+        narrow[chunk_slice(n, comm.size, comm.rank)] = self.narrow(total)
         # 4. Everybody gets all.
         gradient[...] = self.wide(all_gather(comm, narrow), gradient.dtype)
         gradient *= 1 / scale
 
-    def scale(self, gradient: Array) -> float:
+    def scale(self, comm: Communicator, gradient: Array) -> float:
         """A power of two, the same on all ranks, by which numbers are multiplied before they are rounded."""
         return 1.0
 
@@ -62,12 +84,12 @@ class Float16(HalfPrecision):
     number more.
     """
 
-    def scale(self, gradient: Array) -> float:
+    def scale(self, comm: Communicator, gradient: Array) -> float:
         largest = namespace(gradient).abs(gradient).max(keepdims=True) if gradient.size else gradient
-        largest = float(all_reduce(self.comm, largest, "max")[0]) if gradient.size else 0.0
+        largest = float(all_reduce(comm, largest, "max")[0]) if gradient.size else 0.0
         if not 0 < largest < math.inf:
             return 1.0
-        return 2.0 ** min(15 - math.frexp(largest * self.comm.size)[1], 100)
+        return 2.0 ** min(15 - math.frexp(largest * comm.size)[1], 100)
 
     def narrow(self, numbers: Array) -> Array:
         return numbers.astype(np.float16)
@@ -87,3 +109,8 @@ class BFloat16(HalfPrecision):
 
     def wide(self, narrow: Array, dtype: np.dtype) -> Array:
         return (narrow.astype(np.uint32) << 16).view(np.float32).astype(dtype)
+
+
+def _sizes(n: int, parts: int) -> list[int]:
+    chunks = [chunk_slice(n, parts, index) for index in range(parts)]
+    return [chunk.stop - chunk.start for chunk in chunks]
