@@ -59,7 +59,11 @@ def load(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"cannot load {path}: there is no such file")
     try:
-        return load_file(path)
+        arrays = load_file(path)
+        for array in arrays.values():
+            if array.dtype.kind == "V":  # ml_dtypes is at hand, and has taught NumPy such a type
+                raise TypeError(f"data type {array.dtype.name!r} is none of NumPy's own")
+        return arrays
     except SafetensorError as error:
         raise ValueError(f"cannot load {path}: truncated, or not a safetensors file: {error}") from None
     except TypeError as error:  # bfloat16 and 8-bit floats, which PyTorch has and NumPy has not

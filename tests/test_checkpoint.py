@@ -1,7 +1,10 @@
 """Checkpoints: what is saved comes back, PyTorch reads it, and a bad file is named."""
 
 import os
+import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +111,13 @@ def test_pytorch_reads_what_we_write_and_we_read_what_it_writes(tmp_path: Path) 
     save_file(theirs.state_dict(), tmp_path / "theirs")
     assert_same(checkpoint.load(tmp_path / "theirs"), ours)
 
+
+def test_bfloat16_is_refused_whether_or_not_ml_dtypes_has_been_imported(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
     save_file({"w": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "brain")
-    with pytest.raises(ValueError, match=r"cannot load .*brain: .*bfloat16"):
-        checkpoint.load(tmp_path / "brain")
+    load = "import sys; from minidist import checkpoint; checkpoint.load(sys.argv[1])"
+    for before in ("", "import ml_dtypes; "):
+        ran = subprocess.run([sys.executable, "-c", before + load, str(tmp_path / "brain")], text=True, capture_output=True)
+        assert re.search(r"ValueError: cannot load .*brain: .*bfloat16", ran.stderr), ran
