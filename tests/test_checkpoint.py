@@ -119,5 +119,6 @@ def test_bfloat16_is_refused_whether_or_not_ml_dtypes_has_been_imported(tmp_path
     save_file({"w": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "brain")
     load = "import sys; from minidist import checkpoint; checkpoint.load(sys.argv[1])"
     for before in ("", "import ml_dtypes; "):
-        ran = subprocess.run([sys.executable, "-c", before + load, str(tmp_path / "brain")], text=True, capture_output=True)
+        command = [sys.executable, "-c", before + load, str(tmp_path / "brain")]
+        ran = subprocess.run(command, text=True, capture_output=True, timeout=60)
         assert re.search(r"ValueError: cannot load .*brain: .*bfloat16", ran.stderr), ran
