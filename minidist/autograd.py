@@ -4,7 +4,7 @@ A node (`tensor.Function`) is made by every recorded operation and points to its
 
     order, inputs, needs          when it was made; its inputs; which of them want a gradient
     backward(dy) -> dx, ...       its derivative
-    check_saved(), free()         whether its saved arrays are still what they were; let go of them
+    check_saved(), free()         fetch its saved arrays, and see whether they are what they were; let go of them
 
 and of a tensor: `_node` (what computed it; None for a leaf), `grad`, `_accumulate`, `_hooks`, `_grad_buffer`.
 """
@@ -74,7 +74,7 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
             assert node.inputs is not None
             if direct:
                 node.into = [
-                    x._grad_buffer if need and x in direct else None
+                    x._grad_buffer() if need and x in direct else None
                     for x, need in zip(node.inputs, node.needs, strict=True)
                 ]
             dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it
@@ -118,6 +118,28 @@ def _reachable(root: Tensor) -> tuple[list[Function], dict[Tensor, int]]:
                 found.add(x._node)
                 pending.append(x._node)
     return sorted(found, key=lambda node: node.order, reverse=True), uses
+
+
+def bytes_kept(roots: list[Tensor]) -> int:
+    """How much memory the graph behind these results keeps until backward: saved arrays and results, not the leaves."""
+    kept: dict[int, int] = {}
+    leaves: set[int] = set()
+    for node in {node for root in roots for node in _reachable(root)[0]}:
+        for x, need in zip(node.inputs or (), node.needs, strict=False):
+            if need and x._node is None:
+                leaves.add(id(_owner(x.data)))
+        for array in (*node.saved, *(getattr(x, "data", None) for x in node.inputs or ())):
+            if hasattr(array, "nbytes") and not isinstance(array, memoryview):
+                owner = _owner(array)
+                kept[id(owner)] = owner.nbytes
+    return sum(nbytes for key, nbytes in kept.items() if key not in leaves)
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory this one is a view of."""
+    while hasattr(base := getattr(array, "base", None), "nbytes"):
+        array = base
+    return array
 
 
 def _finish(leaf: Tensor, gradients: dict[Tensor | Function, Array]) -> None:

@@ -176,6 +176,27 @@ def full(shape: Shape, value: Any, dtype: Any = np.float32, device: str = "cpu")
     return array
 
 
+class Absent(np.ndarray):
+    """What a parameter's array is while the array itself is elsewhere: of its shape and dtype, and without memory."""
+
+    def __array_ufunc__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(
+            "a sharded parameter (zero=3) is used outside of its module's forward: call the module that owns it; or "
+            "let all parameters be there for a while: `with network.whole():`, on every rank"
+        )
+
+    def __array_function__(self, *args: Any) -> Any:
+        self.__array_ufunc__()
+
+
+def absent(shape: Shape, dtype: Any = np.float32, device: str = "cpu") -> Array:
+    """The place of an array that is not there. On CPU every calculation with it raises; on a GPU it is all nan."""
+    if device != "cpu":
+        one = full((), math.nan, dtype, device)
+        return namespace(one).broadcast_to(one, shape)
+    return np.broadcast_to(np.array(math.nan, dtype), shape).view(Absent)
+
+
 def to(array: Array, device: str) -> Array:
     """`array` on `device`; the same array where it is there already."""
     if device == "cpu":

@@ -41,7 +41,9 @@ class Tensor:
     requires_grad  whether backward shall reach this tensor
     """
 
-    __slots__ = ("__weakref__", "_grad_buffer", "_hooks", "_node", "_version", "data", "grad", "requires_grad")
+    __slots__ = (
+        "__weakref__", "_bring", "_grad_buffer", "_hooks", "_node", "_version", "data", "grad", "requires_grad"
+    )  # fmt: skip
     __array_ufunc__ = None  # numpy_array * tensor becomes Tensor.__rmul__
 
     def __init__(self, data: Array, requires_grad: bool = False):
@@ -55,7 +57,10 @@ class Tensor:
         self._node: Function | None = None  # what computed it; None for a leaf
         self._version = [0]  # in-place changes so far; one counter is shared by all views of the same memory
         self._hooks: dict[int, Hook] | None = None  # called when this leaf's gradient is finished
-        self._grad_buffer: Array = None  # where a parameter's gradient is kept (a view into a flat buffer)
+        # For parameters in flat buffers: what gives the array where the gradient is kept, and, if the parameter itself
+        # is there for a while only, what brings it back and gives it.
+        self._grad_buffer: Callable[[], Array] | None = None
+        self._bring: Callable[[], Array] | None = None
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
@@ -240,9 +245,10 @@ class Tensor:
         elif self._grad_buffer is None:
             self.grad = Tensor(dx.copy())  # a copy: dx may be another tensor's gradient too
         else:
-            if dx is not self._grad_buffer:
-                self._grad_buffer[...] = dx
-            self.grad = Tensor(self._grad_buffer)
+            room = self._grad_buffer()
+            if dx is not room:
+                room[...] = dx
+            self.grad = Tensor(room)
 
     if TYPE_CHECKING:  # what ops/ hangs on
 
@@ -300,6 +306,7 @@ class Function(ABC):
     """
 
     is_view = False  # the result shares memory with the first input
+    bringing = False  # whether among `saved` there are functions that bring arrays back
 
     inputs: tuple[Any, ...] | None
     saved: tuple[Array, ...] = ()
@@ -341,13 +348,18 @@ class Function(ABC):
             if node.saved:  # remember the version of each tensor whose very array was saved
                 ids = {id(array) for array in node.saved}
                 tensors = [t for t in (*inputs, result) if isinstance(t, Tensor)]
-                node.versions = [(t._version, t._version[0]) for t in tensors if id(t.data) in ids]
+                kept = [t for t in tensors if id(t.data) in ids]
+                node.versions = [(t._version, t._version[0]) for t in kept]
+                brought = {id(t.data): t._bring for t in kept if t._bring is not None}
+                if brought:  # keep what brings an array back in the array's place
+                    node.saved = tuple([brought.get(id(array), array) for array in node.saved])
+                    node.bringing = True
             result.requires_grad = True
             result._node = node
         return result
 
     def check_saved(self) -> None:
-        """Raise if the graph was freed, or if a saved array was changed in place since forward."""
+        """Have the saved arrays at hand. Raise if the graph was freed, or if one was changed in place since forward."""
         if self.inputs is None:
             raise RuntimeError(
                 f"second backward through a graph that the first has freed (at {type(self).__name__}): compute the "
@@ -359,6 +371,9 @@ class Function(ABC):
                     f"backward of {type(self).__name__}: an array it saved was changed in place since (now at "
                     f"version {version[0]}, saved at {saved_at}): change a copy (x.clone()), or do it after backward"
                 )
+        if self.bringing:
+            self.saved = tuple([array() if callable(array) else array for array in self.saved])
+            self.bringing = False
 
     def free(self) -> None:
         """Let go of the saved arrays and of the graph behind."""

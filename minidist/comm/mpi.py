@@ -147,6 +147,8 @@ class MpiCommunicator(Communicator):
         pass
 
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
+        self.record.sent_bytes += array.nbytes
+        self.record.sent_messages += 1
         if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
             return MpiRequest(self, self.mpi.Isend((array, BYTE), dest, tag), array, dest, tag, False)
         buffer, staged = _memory(array)

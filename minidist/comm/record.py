@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .base import Communicator
 
 LENGTH = 256
-END = 9  # where in an entry its end stands
+START, END = 8, 9  # where in an entry its start and end stand
 
 Entry = list[Any]  # the fields of Operation, in its order
 
@@ -70,6 +70,7 @@ class FlightRecord:
         # The fields of Waiting, bare for the same reason. None: it does not wait. (Simulated ranks do not note this.)
         self.waiting: tuple[object, list[int], float] | None = None
         self.clock = clock
+        self.sent_bytes = self.sent_messages = 0  # by all of this rank's communicators, collectives included
         self._count = 0
         self._entries: deque[Entry] = deque(maxlen=LENGTH)
 

@@ -141,6 +141,8 @@ class SimulatedCommunicator(Communicator):
 
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
         self.scheduler.check_running()
+        self.record.sent_bytes += array.nbytes
+        self.record.sent_messages += 1
         request = self.mailboxes.post_send(self, array, dest, tag)
         self.scheduler.pause(self.me)
         return request

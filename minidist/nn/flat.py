@@ -5,14 +5,20 @@ Communication, the optimizer, sharding and checkpoints then work on whole arrays
     data   |---- weight ----|-- bias --|------ weight ------|-- bias --|      flat.data   (n,)
     grad   |---- weight ----|-- bias --|------ weight ------|-- bias --|      flat.grad   (n,)
 
-Each parameter's `data` is a view into the first, and backward writes its gradient into its view of the second.
+Each parameter's `data` is a view into the first, and backward writes its gradient into its view of the second, which
+is made when the first gradient comes. Either may be let go of and come back: that is how sharding saves memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
 
 from .. import backend
+from ..backend import Array
 from ..tensor import Tensor
 from .module import Parameter
 
@@ -20,35 +26,59 @@ from .module import Parameter
 class FlatBuffer:
     """The parameters given, moved into one array.
 
-    data, grad  (n,) arrays of the parameters' dtype, on their device
-    bounds      (start, stop) of each parameter within them, in the order given
+    data, grad           (n,) arrays of the parameters' dtype, on their device
+    bounds               (start, stop) of each parameter within them, in the order given
+    size, dtype, device  of the arrays, whether they are there or not
     """
 
-    def __init__(self, parameters: list[Parameter]):
+    def __init__(self, parameters: list[Parameter], data: Array = None):
+        """`data`: an array where the parameters lie already, end to end."""
         self.parameters = parameters
-        self.bounds: list[tuple[int, int]] = []
-        self.views: list[backend.Array] = []  # what each parameter's data was made
-        n = 0
-        for p in parameters:
-            self.bounds.append((n, n + p.data.size))
-            n += p.data.size
-        dtype, device = parameters[0].dtype, parameters[0].device
-        self.data = backend.empty((n,), dtype, device)
-        self.grad = backend.full((n,), 0, dtype, device)
-        for p, (start, stop) in zip(parameters, self.bounds, strict=True):
-            view = self.data[start:stop].reshape(p.shape)
-            view[...] = p.data
-            p.data = view
-            self.views.append(view)
-            p._grad_buffer = self.grad[start:stop].reshape(p.shape)
+        sizes = [p.data.size for p in parameters]
+        stops = np.cumsum([0, *sizes]).tolist()
+        self.bounds: list[tuple[int, int]] = list(pairwise(stops))
+        self.size, self.dtype, self.device = stops[-1], parameters[0].dtype, parameters[0].device
+        self.data: Array = data
+        self.views: list[Array] = []  # what each parameter's data was made
+        self._grad: Array = None
+        self._grad_views: list[Array] = []
+        values = [p.data for p in parameters]
+        self.claim_data(data)
+        for i, p in enumerate(parameters):
+            if data is None:
+                self.views[i][...] = values[i]
+                values[i] = None  # so that large models are not held twice
+            p._grad_buffer = partial(self.room, i)
             if p.grad is not None:
-                p._grad_buffer[...] = p.grad.data
-                p.grad.data = p._grad_buffer
+                p.grad.data, given = p._grad_buffer(), p.grad.data
+                p.grad.data[...] = given
             p._flat = self
 
-    @property
-    def size(self) -> int:
-        return self.data.size
+    def split(self, stops: list[int]) -> list[FlatBuffer]:
+        """Cut after so many parameters each time: buffers of fewer parameters, over the same memory."""
+        parts = []
+        for first, last in pairwise([0, *stops]):
+            start, stop = self.bounds[first][0], self.bounds[last - 1][1]
+            parts.append(FlatBuffer(self.parameters[first:last], self.data[start:stop]))
+        return parts
+
+    # -- the parameters -----------------------------------------------------------------------------------------
+
+    def claim_data(self, data: Array = None) -> Array:
+        """Let the parameters lie in `data`, or in a new array whose content is undefined; returns it."""
+        self.data = backend.empty((self.size,), self.dtype, self.device) if data is None else data
+        self.views = []
+        for p, (start, stop) in zip(self.parameters, self.bounds, strict=True):
+            p.data = self.data[start:stop].reshape(p.shape)
+            self.views.append(p.data)
+        return self.data
+
+    def release_data(self) -> None:
+        """Let go of the array; it is freed as soon as nothing else uses it. The parameters keep their shapes only."""
+        self.data, self.views = None, []
+        for p in self.parameters:
+            p.data = backend.absent(p.shape, self.dtype, self.device)
+            self.views.append(p.data)
 
     def holds(self) -> bool:
         """Whether every parameter still lies here."""
@@ -68,25 +98,57 @@ class FlatBuffer:
             "(with md.no_grad(): p.copy_(values))"
         )
 
-    def collect(self) -> None:
-        """Take in the gradients that were set by hand (p.grad = …), so that `grad` has them too."""
-        for p in self.parameters:
-            if p.grad is not None and p.grad.data is not p._grad_buffer:
-                p._grad_buffer[...] = p.grad.data
-                p.grad = Tensor(p._grad_buffer)
-
-    def gradient(self) -> backend.Array:
-        """`grad`, with zeros for the parameters that got no gradient."""
-        self.collect()
-        for p in self.parameters:
-            if p.grad is None:
-                p._grad_buffer.fill(0)
-        return self.grad
-
     def changed(self) -> None:
         """Note that `data` was changed in place, so that a graph that saved it notices."""
         for p in self.parameters:
             p._version[0] += 1
+
+    # -- their gradients ----------------------------------------------------------------------------------------
+
+    @property
+    def grad(self) -> Array:
+        if self._grad is None:
+            self._grad = backend.empty((self.size,), self.dtype, self.device)
+            self._grad_views = [
+                self._grad[start:stop].reshape(p.shape)
+                for p, (start, stop) in zip(self.parameters, self.bounds, strict=True)
+            ]
+            for p, view in zip(self.parameters, self._grad_views, strict=True):
+                if p.grad is None:
+                    view.fill(0)
+        return self._grad
+
+    def room(self, i: int) -> Array:
+        """Where parameter i's gradient is kept."""
+        if self._grad is None:
+            _ = self.grad
+        return self._grad_views[i]
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the array of gradients is there."""
+        return self._grad is not None
+
+    def release_grad(self) -> None:
+        """Forget the gradients, and let go of their array."""
+        self._grad, self._grad_views = None, []
+        for p in self.parameters:
+            p.grad = None
+
+    def collect(self) -> None:
+        """Take in the gradients that were set by hand (p.grad = …), so that `grad` has them too."""
+        for i, p in enumerate(self.parameters):
+            if p.grad is not None and p.grad.data is not (room := self.room(i)):
+                room[...] = p.grad.data
+                p.grad = Tensor(room)
+
+    def gradient(self) -> Array:
+        """`grad`, with zeros for the parameters that got no gradient."""
+        self.collect()
+        for i, p in enumerate(self.parameters):
+            if p.grad is None:
+                self.room(i).fill(0)
+        return self.grad
 
 
 def flatten(parameters: Iterable[Parameter]) -> list[FlatBuffer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -68,13 +68,30 @@ class Module(ABC):
 
     training = True
     _buffer_names: tuple[str, ...] = ()
+    _pre_hooks: tuple[Callable[[Module, tuple[Any, ...]], None], ...] = ()
+    _hooks: tuple[Callable[[Module, tuple[Any, ...], Any], None], ...] = ()
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What calling the module does."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        for before in self._pre_hooks:
+            before(self, args)
+        result = self.forward(*args, **kwargs)
+        for after in self._hooks:
+            after(self, args, result)
+        return result
+
+    def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], None]) -> Callable[[], None]:
+        """Call hook(module, args) before each forward; returns what removes it. What it returns is not used."""
+        self._pre_hooks = (*self._pre_hooks, hook)
+        return lambda: setattr(self, "_pre_hooks", tuple(h for h in self._pre_hooks if h is not hook))
+
+    def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], None]) -> Callable[[], None]:
+        """Call hook(module, args, result) after each forward; returns what removes it. What it returns is not used."""
+        self._hooks = (*self._hooks, hook)
+        return lambda: setattr(self, "_hooks", tuple(h for h in self._hooks if h is not hook))
 
     def register_buffer(self, name: str, value: Tensor | None) -> None:
         """Make a tensor part of the state, under its attribute's name."""
@@ -119,6 +136,10 @@ class Module(ABC):
             assert isinstance(p, Parameter)
             yield name, p
 
+    def own_parameters(self) -> Iterator[Parameter]:
+        """Those that are attributes of this module itself."""
+        return (value for value in vars(self).values() if isinstance(value, Parameter))
+
     def parameters(self) -> Iterator[Parameter]:
         return (p for _, p in self.named_parameters())
 
@@ -130,7 +151,10 @@ class Module(ABC):
 
     def state_dict(self) -> dict[str, Array]:
         """Parameters and buffers as arrays, by PyTorch's names and in its layouts. Views, not copies."""
-        return {name: t.data for name, t in self._named_state(True, True)}
+        state = dict(self._named_state(True, True))
+        if any(isinstance(t.data, backend.Absent) for t in state.values()):
+            raise RuntimeError("the parameters are sharded (zero=3): ask the model that data_parallel returned")
+        return {name: t.data for name, t in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays (or tensors, of PyTorch's too) into the parameters and buffers of the same names, in place.

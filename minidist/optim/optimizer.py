@@ -50,8 +50,10 @@ class Part:
     """The part of one flat buffer that this optimizer updates, and its state: all of it, unless it is sharded.
 
     start, stop  the part, as elements of the flat buffer
+    data, grad   arrays of stop - start elements: the buffer's own, or others that were put in their place
     state        arrays of stop - start elements, by name; empty before the first step
     steps        for each of the buffer's parameters, how many updates it has had
+    has_grad     for each of them, whether `grad` holds a gradient of it; None where the parameters' own tell
     """
 
     def __init__(self, group: Group, flat: FlatBuffer):
@@ -62,6 +64,17 @@ class Part:
         self.scratch: list[Array] = []
         self.piece = PIECE
         self.views: dict[tuple[int, int], list[Piece]] = {}  # of each stretch, once `pieces` has made them
+        self.own_data: Array = None
+        self.own_grad: Array = None
+        self.has_grad: list[bool] | None = None
+
+    @property
+    def data(self) -> Array:
+        return self.flat.data[self.start : self.stop] if self.own_data is None else self.own_data
+
+    @property
+    def grad(self) -> Array:
+        return self.flat.grad[self.start : self.stop] if self.own_grad is None else self.own_grad
 
     def shard(self, start: int, stop: int) -> None:
         """Update, and keep state for, this part only. Before the first step."""
@@ -69,11 +82,27 @@ class Part:
             raise RuntimeError("an optimizer can be sharded before its first step only")
         self.start, self.stop = start, stop
 
+    def split(self, stops: list[int]) -> list[Part]:
+        """In the place of this part, one for each stretch of parameters that ends at one of `stops`, with its state."""
+        parts = []
+        for flat, (first, last) in zip(self.flat.split(stops), pairwise([0, *stops]), strict=True):
+            part = Part(self.group, flat)
+            start = self.flat.bounds[first][0]
+            part.state = {name: array[start : start + flat.size] for name, array in self.state.items()}
+            part.steps = self.steps[first:last]
+            parts.append(part)
+        return parts
+
+    def gradients(self) -> list[bool]:
+        """For each of the buffer's parameters, whether it has a gradient."""
+        return [p.grad is not None for p in self.flat.parameters] if self.has_grad is None else self.has_grad
+
     def allocate(self, names: tuple[str, ...]) -> None:
         """Make the state: zeros; and scratch for the updates."""
         if self.state.keys() != set(names) or not self.scratch:
-            n, dtype, device = self.stop - self.start, self.flat.data.dtype, backend.device_of(self.flat.data)
-            self.state = {name: backend.full((n,), 0, dtype, device) for name in names}
+            n, dtype, device = self.stop - self.start, self.flat.dtype, self.flat.device
+            if self.state.keys() != set(names):
+                self.state = {name: backend.full((n,), 0, dtype, device) for name in names}
             # A GPU has no use for small pieces: there every call costs a kernel.
             self.piece = n if device != "cpu" else PIECE
             self.scratch = [backend.empty((min(self.piece, n),), dtype, device) for _ in "tu"]
@@ -82,12 +111,13 @@ class Part:
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Views of the stretch start … stop, piece by piece. Made once: making them takes as long as a pass."""
         if (start, stop) not in self.views:
-            ends = [*range(start, stop, max(self.piece, 1)), stop]
+            data, grad = self.data, self.grad
+            ends = [*range(start - self.start, stop - self.start, max(self.piece, 1)), stop - self.start]
             self.views[start, stop] = [
                 (
-                    self.flat.data[a:b],
-                    self.flat.grad[a:b],
-                    {name: array[a - self.start : b - self.start] for name, array in self.state.items()},
+                    data[a:b],
+                    grad[a:b],
+                    {name: array[a:b] for name, array in self.state.items()},
                     *(array[: b - a] for array in self.scratch),
                 )
                 for a, b in pairwise(ends)
@@ -97,8 +127,9 @@ class Part:
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """(start, stop, step): stretches of parameters that have a gradient and are equally old; counts the step."""
         begin = end = step = 0
+        has_grad = self.gradients()
         for i, (p, (start, stop)) in enumerate(zip(self.flat.parameters, self.flat.bounds, strict=True)):
-            if p.grad is None:
+            if not has_grad[i]:
                 continue
             self.steps[i] += 1
             p._version[0] += 1  # a graph that saved the parameter notices
@@ -156,19 +187,26 @@ class Optimizer(ABC):
         """Update every parameter that has a gradient. `closure`, if given, is called first and gives the loss."""
         loss = closure() if closure is not None else None
         for part in self.parts:
-            part.flat.check()
-            part.flat.collect()
-            part.allocate(self.names_of_state(part.group))
-            for start, stop, step in part.runs():
-                for p, g, state, t, u in part.pieces(start, stop) if start < stop else ():
-                    self.update(p, g, state, t, u, part.group, step)
+            self.update_part(part)
         return loss
+
+    def update_part(self, part: Part) -> None:
+        """Do one of the parts of `step`."""
+        part.flat.check()
+        part.flat.collect()
+        part.allocate(self.names_of_state(part.group))
+        for start, stop, step in part.runs():
+            for p, g, state, t, u in part.pieces(start, stop) if start < stop else ():
+                self.update(p, g, state, t, u, part.group, step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients: the next backward starts anew. They become None, or zeros with set_to_none=False."""
         for group in self.param_groups:
             for p in group["params"]:
                 p.forget_grad(set_to_none)
+        for part in self.parts:
+            if part.has_grad is not None:
+                part.has_grad = [False] * len(part.has_grad)
 
     # -- state --------------------------------------------------------------------------------------------------
 

@@ -5,29 +5,37 @@ The document's five steps, and where they are:
     D.3(1) initialise the parameters                 data_parallel: rank 0's go to every rank
     D.3(2) partition the data over the nodes         data.Loader, with data.partition
     D.3(3) each node trains on its own               forward and backward of the wrapped model
-    D.3(4) synchronise through communication         DataParallel._synchronise, at the end of backward
+    D.3(4) synchronise through communication         DataParallel: bucket by bucket, while backward goes on
     D.3(5) repeat 3 and 4 until done                 the caller's loop
 
-Source  Li et al. 2020, PyTorch Distributed; Rajbhandari et al. 2020, ZeRO (stage 1)
+Source  Li et al. 2020, PyTorch Distributed; Rajbhandari et al. 2020, ZeRO
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from .. import backend
-from ..autograd import after_backward, is_grad_enabled
-from ..backend import Array
-from ..collectives import ALGORITHMS, all_gather, all_reduce, broadcast, reduce_scatter
+from ..autograd import after_backward, bytes_kept, is_grad_enabled
+from ..collectives import ALGORITHMS, all_gather, all_reduce, broadcast
 from ..comm import Communicator
+from ..comm.handle import progress
 from ..nn import Module
 from ..optim import Optimizer, clip_grad_norm_
 from ..optim.clip import clip_arrays
-from ..tensor import Function, Tensor
-from .compression import Make, compression_of
+from ..tensor import Tensor
+from .buckets import Bucket, cut, cut_by_layer, size_of_buckets
+from .compression import compression_of
+from .counting import counted, tensors_in
+from .layers import Layers
+from .meter import Meter
 from .sharded import ShardedOptimizer
 
 
@@ -38,6 +46,7 @@ def data_parallel(
     zero: int = 0,
     algorithm: str = "auto",
     compress: str | None = None,
+    bucket_bytes: int | None = None,
 ) -> tuple[DataParallel, Optimizer | ShardedOptimizer]:
     """Make a model and its optimizer train on all ranks of `comm` together. Every rank calls it, with equal models.
 
@@ -49,31 +58,45 @@ def data_parallel(
             loss.backward()                             # leaves the gradient of the mean over the global batch
             optimizer.step()                            # updates every rank alike
 
-    Gradients are averaged by sample count (the length of the model's first argument), so uneven shares, and empty
-    ones, give what one rank would get from the whole batch. On every rank backward must go through the model: the
-    others wait for it at the end of theirs.
+    Gradients are averaged by sample count (the length of the model's first argument, or what `model.count` was told),
+    so uneven shares, and empty ones, give what one rank would get from the whole batch. On every rank backward must go
+    through the model: the others wait for it at the end of theirs.
 
-    zero       0: every rank keeps all of the optimizer's state and updates all parameters.
-               1: each rank keeps and updates its own 1/P. backward leaves the averaged gradient of that part only.
-               Gradients can't add up over several backwards then: call zero_grad before each. To clip them, call
-               the returned model's clip_grad_norm_, not optim's, which would see a part only.
-    algorithm  of all_reduce, or of reduce_scatter and all_gather with zero=1; see collectives.ALGORITHMS
-    compress   send less than the whole gradients: "fp16", "bf16", "topk:0.01", "randomk:0.01", "sign" or "powersgd:4",
-               see parallel/compression. With zero=0 only; `algorithm` is not used then
-    Cost       per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages with the ring, for either
-               `zero`; and an all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor
-    Errors     ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have
+    zero          what is sharded, see parallel/sharded.py. 0: nothing.
+                  1: the optimizer's state. backward leaves the averaged gradient of this rank's part only, so gradients
+                  can't add up over several backwards, but under model.no_sync().
+                  2: the gradients as well. After backward p.grad is None; the optimizer has them. They add up.
+                  3: the parameters as well, a layer at a time. They are there in their module's forward and backward
+                  only, or inside of `with model.whole():`. All ranks must go through the same layers, in one order.
+                  Clip with the returned model's clip_grad_norm_, not optim's, which would see a part only.
+    algorithm     of all_reduce, or of reduce_scatter and all_gather with zero; see collectives.ALGORITHMS
+    compress      send less than the whole gradients: "fp16", "bf16", "topk:0.01", "randomk:0.01", "sign" or
+                  "powersgd:4", see parallel/compression. With zero=0 only; `algorithm` is not used then
+    bucket_bytes  gradients travel in buckets of at least so many bytes, and a bucket sets off as soon as backward has
+                  finished it; see parallel/buckets.py, also for what is chosen without it. With zero=3 they travel
+                  layer by layer
+    Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring,
+                  3 n (P-1)/P in 3 (P-1) a layer with zero=3; and an all-gather, in ceil(lg P) messages, of 8 bytes a
+                  rank and 8 more a parameter tensor (two of them where there are several buckets)
+    Errors        ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have; what
+                  does not go together. TypeError: a pair that has been through here
     """
     if isinstance(model, DataParallel) or isinstance(optimizer, ShardedOptimizer):
         raise TypeError("this pair has been through data_parallel already: give it the model and optimizer themselves")
-    if zero not in (0, 1):
-        raise ValueError(f"zero={zero}: choose 0 (nothing sharded) or 1 (the optimizer's state)")
+    if zero not in (0, 1, 2, 3):
+        stages = "0 (nothing sharded), 1 (the optimizer's state), 2 (gradients too) or 3 (parameters too)"
+        raise ValueError(f"zero={zero}: choose {stages}")
     for operation in ("reduce_scatter", "all_gather") if zero else ("all_reduce",):
         if algorithm not in ("auto", *ALGORITHMS[operation]):
             choice = ", ".join(ALGORITHMS[operation])
             raise ValueError(f"algorithm {algorithm!r}: {operation} has auto, {choice} (with zero={zero})")
     if compress is not None and zero:
         raise ValueError(f"compress={compress!r} with zero={zero}: a part of the gradients cannot be compressed alone")
+    if bucket_bytes is not None and (compress is not None or zero == 3):
+        other = f"compress={compress!r}, which takes all at once" if compress else "zero=3, which goes by layers"
+        raise ValueError(f"bucket_bytes={bucket_bytes} with {other}")
+    if bucket_bytes is not None and bucket_bytes < 1:
+        raise ValueError(f"bucket_bytes={bucket_bytes}: less than 1")
     make = None if compress is None else compression_of(compress)
     known = {p for part in optimizer.parts for p in part.flat.parameters}
     lost = [name for name, p in model.named_parameters() if p.requires_grad and p not in known]
@@ -81,80 +104,205 @@ def data_parallel(
         raise ValueError(f"the optimizer lacks parameters that the model trains: {', '.join(lost)}")
     # D.3(1) Initialise the parameters: every rank starts from rank 0's.
     with comm.step("D.3(1) initialise"):
-        for part in optimizer.parts:
-            broadcast(comm, part.flat.data)
-            part.flat.changed()
-        for p in model.parameters():
-            if p not in known:  # frozen, and left out of the optimizer
-                broadcast(comm, p.data)
-        for _, buffer in model.named_buffers():
-            broadcast(comm, buffer.data)
-    wrapped = DataParallel(model, optimizer, comm, zero, algorithm, make)
-    return wrapped, ShardedOptimizer(optimizer, comm, algorithm) if zero else optimizer
+        start_alike(model, optimizer, comm)
+    # The optimizer works bucket by bucket, too.
+    if zero == 3:
+        optimizer.parts = [piece for part in optimizer.parts for piece in cut_by_layer(part, model)]
+    elif make is None:
+        nbytes = size_of_buckets(comm, zero) if bucket_bytes is None else bucket_bytes
+        optimizer.parts = [piece for part in optimizer.parts for piece in cut(part, nbytes)]
+    meter = Meter(comm, optimizer)
+    sharded = ShardedOptimizer(optimizer, comm, zero, algorithm, meter) if zero else optimizer
+    layers = Layers(model, optimizer.parts, comm, algorithm, meter) if zero == 3 else None
+    position = {p: i for i, p in enumerate(model.parameters())}
+    buckets = [Bucket(part, comm, zero, algorithm, make, meter) for part in optimizer.parts]
+    buckets.sort(key=lambda bucket: -min(position.get(p, -1) for p in bucket.part.flat.parameters))
+    return DataParallel(model, optimizer, comm, zero, buckets, layers, meter), sharded
+
+
+def start_alike(model: Module, optimizer: Optimizer, comm: Communicator) -> None:
+    """Give rank 0's parameters and buffers to every rank."""
+    known = {p for part in optimizer.parts for p in part.flat.parameters}
+    for part in optimizer.parts:
+        broadcast(comm, part.flat.data)
+        part.flat.changed()
+    for p in model.parameters():
+        if p not in known:  # frozen, and left out of the optimizer
+            broadcast(comm, p.data)
+    for _, buffer in model.named_buffers():
+        broadcast(comm, buffer.data)
 
 
 class DataParallel(Module):
-    """A model whose backward ends with the average of all ranks' gradients. Made by `data_parallel`."""
+    """A model whose backward ends with the average of all ranks' gradients. Made by `data_parallel`.
+
+    meter  where time and memory went: see parallel/meter.py
+    """
 
     def __init__(
-        self, module: Module, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str, make: Make | None
+        self,
+        module: Module,
+        optimizer: Optimizer,
+        comm: Communicator,
+        zero: int,
+        buckets: list[Bucket],
+        layers: Layers | None,
+        meter: Meter,
     ):
-        self.module, self.optimizer, self.comm = module, optimizer, comm
-        self.zero, self.algorithm = zero, algorithm
-        self.compressions = None if make is None else [make(comm, part.flat) for part in optimizer.parts]
+        self.module, self.optimizer, self.comm, self.zero = module, optimizer, comm, zero
+        self.buckets, self.layers, self.meter = buckets, layers, meter
+        self._syncing = True
+        self._largest = 0  # samples of the largest forward so far
+        self._samples = 0  # of the backwards under no_sync since the last average
+        self._told: int | None = None  # what `count` was told
         self._taken: dict[object, int] = {}  # of each forward that this backward goes through: its samples
-        self._scattered: dict[Tensor, Tensor] = {}  # the gradients that a reduce-scatter has left
-        for p in module.parameters():
-            if p.requires_grad:
-                p.register_post_accumulate_grad_hook(lambda _: after_backward(self._synchronise))
+        self._start_backward()
+        for bucket in buckets:
+            for p in bucket.part.flat.parameters:
+                if p.requires_grad:
+                    p.register_post_accumulate_grad_hook(partial(self._finished, bucket))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """D.3(3): this rank's share of the batch, through its own copy of the model."""
         if not is_grad_enabled():
             return self.module(*args, **kwargs)
-        self._taken.clear()  # of what a backward that failed has left
+        self._give_up()  # what a backward that failed has left
         first, *_ = *args, *kwargs.values()
-        return _counted(self.module(*args, **kwargs), model=self, key=object(), samples=len(first))
+        samples, key = len(first), object()
+        result = self.module(*args, **kwargs)
+        if samples > self._largest:
+            self._largest = samples
+            self.meter.weigh(bytes_kept(tensors_in(result)))
+        return counted(result, partial(self._take_in, key, samples))
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backwards in here leave this rank's own gradients, which add up; the next one outside averages the sum.
+
+        The samples of all of them count then. So for k microbatches of a rank's share, of m_j samples each, let each
+        backward's loss be m_j / Σ m times the mean over the microbatch, and all but the last be in here.
+        """
+        before, self._syncing = self._syncing, False
+        try:
+            yield
+        finally:
+            self._syncing = before
+
+    def count(self, number: int) -> None:
+        """Say what the next average is weighted by, in the place of the samples: the tokens, say, of this rank's share.
+
+        For losses that are means over something else than samples (tokens that are no padding), of which ranks have
+        different numbers: all that were taken in since the last average. Every rank calls it before the backward that
+        averages.
+        """
+        if number < 0:
+            raise ValueError(f"count({number}): less than 0")
+        self._told = number
+
+    # -- D.3(4) ---------------------------------------------------------------------------------------------------
+
+    def _take_in(self, key: object, samples: int) -> None:
+        """Backward has come to the result of one of our forwards."""
+        if self._weight is not None:
+            raise RuntimeError(
+                "one backward goes through two forwards of this model that use different parameters, and the first "
+                "buckets are on their way: give data_parallel a bucket_bytes as large as the model"
+            )
+        self._taken[key] = samples
+        after_backward(self._synchronise)
+
+    def _start_backward(self) -> None:
+        self._taken.clear()
+        self._next = 0  # the bucket to set off next
+        self._weight: tuple[float | None] | None = None  # of this rank's gradients, once all ranks have told
+        self._anywhere: list[bool] | None = None  # which parameters any rank has used
+        for bucket in self.buckets:
+            bucket.expect()
+
+    def _give_up(self) -> None:
+        for bucket in self.buckets:
+            bucket.give_up()
+        if self.layers is not None:
+            self.layers.release()
+        self._start_backward()
+
+    def _finished(self, bucket: Bucket, _: Tensor) -> None:
+        """A parameter's gradient is finished: if it was the last of the bucket's, that can set off."""
+        after_backward(self._synchronise)
+        bucket.missing -= 1
+        if self.layers is not None and not bucket.missing:
+            self.layers.of(bucket.part).release()
+        if self._syncing and len(self.buckets) > 1:
+            progress(self.comm.in_flight)
+            # In one order on all ranks, whatever the order of the gradients; and not before the samples are known.
+            while self._taken and self._next < len(self.buckets) and self.buckets[self._next].missing <= 0:
+                self._set_off()
+
+    def _set_off(self) -> None:
+        """Start the next bucket."""
+        with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
+            if self._weight is None:
+                self._agree()
+            assert self._weight is not None
+            self.buckets[self._next].start(*self._weight, background=len(self.buckets) > 1)
+            if self.zero >= 2 and self._next:  # so that the whole gradients of two buckets are there at most
+                self.buckets[self._next - 1].finish()
+            self._next += 1
+
+    def _agree(self) -> None:
+        """Tell one another how many samples were taken in; where all is in one bucket, what _agree_on_use does too."""
+        here = self._samples + sum(self._taken.values()) if self._told is None else self._told
+        counts = self._exchange([here, *(self._used() if len(self.buckets) == 1 else ())])
+        total = int(counts[:, 0].sum())
+        if len(self.buckets) == 1:
+            self._anywhere = np.logical_or.reduce(counts[:, 1:]).tolist()
+        if not here:
+            self._weight = (0.0,)
+        elif (counts[:, 0] == here).all() and self.buckets[0].compression is None:
+            self._weight = (None,)
+        else:
+            self._weight = (here / total,)
+
+    def _used(self) -> list[bool]:
+        return [p.grad is not None for bucket in self.buckets for p in bucket.part.flat.parameters]
+
+    def _exchange(self, mine: list[int]) -> np.ndarray:
+        """All ranks' numbers, (P, len(mine)) int64."""
+        told = np.empty((self.comm.size, len(mine)), np.int64)
+        told[self.comm.rank] = mine
+        return all_gather(self.comm, told, "bruck")
 
     def _synchronise(self) -> None:
-        """D.3(4): the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
+        """Backward is over: the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
         if not self._taken:
             raise RuntimeError("backward without a forward through the model that data_parallel returned")
-        here = sum(self._taken.values())
-        self._taken.clear()
-        parameters = [p for part in self.optimizer.parts for p in part.flat.parameters]
-        if any(p.grad is not None and p.grad is self._scattered.get(p) for p in parameters):
-            raise RuntimeError(
-                "backward adds to gradients of which, with zero=1, this rank has the average of a part only: call "
-                "optimizer.zero_grad() before each backward, or use zero=0 to add up gradients"
-            )
-        with self.comm.step("D.3(4) average gradients"):
-            # 1. Tell one another how many samples were taken in, and which parameters were used.
-            mine = [here, *(p.grad is not None for p in parameters)]
-            told = np.empty((self.comm.size, len(mine)), np.int64)
-            told[self.comm.rank] = mine
-            all_gather(self.comm, told, "bruck")
-            counts, used = told[:, 0], np.logical_or.reduce(told[:, 1:])
-            # 2. Add up. Equal shares need the plain mean, for which each rank divides its own chunk only; others are
-            #    weighted before. From an empty share may come anything, nan too.
-            equal = bool((counts == counts[0]).all()) and self.compressions is None
-            for index, part in enumerate(self.optimizer.parts):
-                gradient = part.flat.gradient()
-                if not here:
-                    gradient.fill(0)
-                elif not equal:
-                    gradient *= here / int(counts.sum())
-                if self.compressions is not None:
-                    self.compressions[index].add_up(gradient)
-                    continue
-                reduce = reduce_scatter if self.zero else all_reduce
-                reduce(self.comm, gradient, "mean" if equal else "sum", algorithm=self.algorithm)
-        # 3. A parameter that only other ranks used has a gradient now. One that nobody used has none, as on one rank.
-        for p, anywhere in zip(parameters, used, strict=True):
-            if anywhere and p.grad is None:
-                p.grad = Tensor(p._grad_buffer)
-        if self.zero:
-            self._scattered = {p: p.grad for p in parameters if p.grad is not None}
+        if not self._syncing:
+            self._samples += sum(self._taken.values())
+            self._give_up()
+            return
+        while self._next < len(self.buckets):
+            self._set_off()
+        with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
+            if self._anywhere is None:
+                order = 0 if self.layers is None else self.layers.gathered
+                told = self._exchange([order, *(used for bucket in self.buckets for used in bucket.used)])
+                self._anywhere = np.logical_or.reduce(told[:, 1:]).tolist()
+                if (told[:, 0] != order).any():
+                    raise RuntimeError(
+                        "the ranks have gone through different layers, or in another order: with zero=3 what they "
+                        "gathered is worth nothing. Let all ranks take the same way, or use another zero"
+                    )
+            for bucket in self.buckets:
+                bucket.finish()
+        anywhere = iter(self._anywhere)
+        for bucket in self.buckets:
+            bucket.note(list(islice(anywhere, len(bucket.used))))
+        self.meter.end_step()
+        self.meter.weigh()
+        self._samples, self._told = 0, None
+        self._give_up()
+
+    # -- what the caller may ask for --------------------------------------------------------------------------------
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
         """Scale the averaged gradients, in place, so that the norm of all together is at most max_norm.
@@ -162,7 +310,7 @@ class DataParallel(Module):
         Between backward and step; every rank calls it, and gets the norm before. As optim.clip_grad_norm_, also where
         each rank has a part of the gradients only.
 
-        Cost  an all-reduce of one number with zero=1; else none, since all ranks have the same gradients
+        Cost  an all-reduce of one number with zero; else none, since all ranks have the same gradients
         """
         if not self.zero:
             return clip_grad_norm_(self.module.parameters(), max_norm, norm_type, error_if_nonfinite)
@@ -170,58 +318,51 @@ class DataParallel(Module):
         for part in self.optimizer.parts:
             part.flat.collect()
             mine += [
-                part.flat.grad[max(start, part.start) : min(stop, part.stop)]
-                for p, (start, stop) in zip(part.flat.parameters, part.flat.bounds, strict=True)
-                if p.grad is not None and max(start, part.start) < min(stop, part.stop)
+                part.grad[max(start - part.start, 0) : min(stop, part.stop) - part.start]
+                for used, (start, stop) in zip(part.gradients(), part.flat.bounds, strict=True)
+                if used and max(start, part.start) < min(stop, part.stop)
             ]
         op = "max" if norm_type == math.inf else "sum"
-        with self.comm.step("D.3(4) clip gradients"):
-            all_of_them = [part.flat.grad for part in self.optimizer.parts]
-            dtype = np.result_type(*[gradient.dtype for gradient in all_of_them])
-            mine.append(backend.full((1,), 0, dtype, backend.device_of(all_of_them[0])))  # a rank may have none
+        with self.meter.waiting(), self.comm.step("D.3(4) clip gradients"):
+            flats = [part.flat for part in self.optimizer.parts]
+            dtype = np.result_type(*[flat.dtype for flat in flats])
+            mine.append(backend.full((1,), 0, dtype, flats[0].device))  # a rank may have none
             return clip_arrays(
                 mine, max_norm, norm_type, error_if_nonfinite, lambda own: all_reduce(self.comm, own, op)
             )
 
-    # The wrapper adds nothing to names: state goes to and from the model itself.
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """In here all parameters are there on every rank, also with zero=3; changes to them stay. Every rank calls it.
+
+        Cost  with zero=3, n (P-1)/P bytes a rank and room for the whole model; else none
+        """
+        if self.layers is None:
+            yield
+            return
+        self.layers.gather()
+        try:
+            yield
+        finally:
+            self.layers.scatter()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+        self.module.zero_grad(set_to_none)
+
+    # The wrapper adds nothing to names: state goes to and from the model itself. With zero=3 every rank must ask.
 
     def state_dict(self) -> dict[str, Any]:
-        return self.module.state_dict()
+        with self.whole():
+            state = self.module.state_dict()
+            return state if self.layers is None else {name: array.copy() for name, array in state.items()}
 
     def load_state_dict(self, state: Any, strict: bool = True) -> None:
-        self.module.load_state_dict(state, strict)
+        with self.whole():
+            self.module.load_state_dict(state, strict)
 
     def named_parameters(self) -> Any:
         return self.module.named_parameters()
 
     def named_buffers(self) -> Any:
         return self.module.named_buffers()
-
-
-class Counted(Function):
-    """y, unchanged. Its backward notes that the samples of this forward take part, and asks to synchronise at the end.
-
-    Not every forward is followed by a backward (one that forgot no_grad, in an evaluation), so forward can't count.
-    """
-
-    is_view = True
-
-    def forward(self, y: Array, model: DataParallel, key: object, samples: int) -> Array:
-        self.model, self.key, self.samples = model, key, samples
-        return y
-
-    def backward(self, dy: Array) -> tuple[Array]:
-        self.model._taken[self.key] = self.samples
-        after_backward(self.model._synchronise)
-        return (dy,)
-
-
-def _counted(y: Any, **forward: Any) -> Any:
-    """`y` with each tensor in it counted: a tensor, or a tuple, list or dict of such."""
-    if isinstance(y, Tensor):
-        return Counted.apply(y, **forward)
-    if isinstance(y, tuple | list):
-        return type(y)([_counted(value, **forward) for value in y])
-    if isinstance(y, dict):
-        return {name: _counted(value, **forward) for name, value in y.items()}
-    return y

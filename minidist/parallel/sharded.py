@@ -1,15 +1,24 @@
 """Sharding: what every rank would hold alike is held once, 1/P on each rank.
 
-Stage 1 of ZeRO shards the optimizer's state. The two halves of the ring all-reduce come apart, and the update goes in
-between:
+ZeRO's stages, for n parameters of 2 bytes, gradients of 2, and an optimizer's state of K bytes a parameter (in float32,
+with Adam: 4, 4 and 8):
 
-    gradients  --reduce-scatter-->  rank r has the summed chunk r
+    stage      each rank holds, in bytes         sharded is               sent a step, in parameters
+      0        (2 + 2 + K) n                     nothing                  2 n (P-1)/P
+      1        (2 + 2) n + K n / P               the optimizer's state    2 n (P-1)/P
+      2        2 n + (2 + K) n / P               and the gradients        2 n (P-1)/P
+      3        (2 + 2 + K) n / P                 and the parameters       3 n (P-1)/P
+
+(With n = 7.5 billion, K = 12, P = 64: 120, 31.4, 16.6 and 1.9 GB.) The two halves of the ring all-reduce come apart,
+and the update goes in between:
+
+    gradients  --reduce-scatter-->  rank r has the summed chunk r        (2: lets go of the others, bucket by bucket)
                --update-->          rank r updates its chunk of the parameters
-    parameters --all-gather-->      every rank has all chunks again
+    parameters --all-gather-->      every rank has all chunks again      (3: layer by layer, just before it is used)
 
-As many bytes travel as in an all-reduce; each rank computes 1/P of the update and keeps 1/P of the state.
+Each rank computes 1/P of the update.
 
-Source  Rajbhandari et al. 2020, ZeRO, section 5.1
+Source  Rajbhandari et al. 2020, ZeRO, sections 5 and 7, figure 1
 """
 
 from __future__ import annotations
@@ -21,30 +30,54 @@ from .. import backend
 from ..collectives import all_gather, chunk_slice
 from ..comm import Communicator
 from ..optim import Optimizer
+from .meter import Meter
+
+
+def bytes_per_rank(stage: int, n: int, ranks: int, parameter: int = 4, gradient: int = 4, state: int = 8) -> float:
+    """What a rank holds between two steps, by the formula: the last three are bytes a parameter.
+
+    The defaults are those of float32 and Adam. While it computes a rank needs more: activations, and with stage 2 a
+    bucket's gradients, with stage 3 a layer's too and its parameters.
+    """
+    whole = parameter * (stage < 3) + gradient * (stage < 2) + state * (stage < 1)
+    return n * whole + n * (parameter + gradient + state - whole) / ranks
 
 
 class ShardedOptimizer:
-    """An optimizer of which each rank keeps and applies 1/P. Made by `data_parallel(…, zero=1)`."""
+    """An optimizer of which each rank keeps and applies 1/P. Made by `data_parallel(…, zero=1)`, or 2, or 3."""
 
-    def __init__(self, optimizer: Optimizer, comm: Communicator, algorithm: str = "auto"):
-        self.optimizer, self.comm, self.algorithm = optimizer, comm, algorithm
+    def __init__(self, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str, meter: Meter):
+        self.optimizer, self.comm, self.zero, self.algorithm, self.meter = optimizer, comm, zero, algorithm, meter
         for part in optimizer.parts:
             mine = chunk_slice(part.flat.size, comm.size, comm.rank)
             part.shard(mine.start, mine.stop)
+            if zero >= 2:
+                part.own_grad = backend.empty((mine.stop - mine.start,), part.flat.dtype, part.flat.device)
+                part.has_grad = [False] * len(part.flat.parameters)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update this rank's chunks, then gather all ranks'. Every rank calls it.
+        """Update this rank's chunks, then gather all ranks' (with zero=3 that is left to the next forward).
 
-        Cost  n (P-1)/P bytes in P - 1 messages a rank, for n bytes of parameters
+        Every rank calls it.
+
+        Cost  n (P-1)/P bytes in P - 1 messages a rank, for n bytes of parameters; none with zero=3
         """
-        loss = self.optimizer.step(closure)
-        with self.comm.step("D.3(4) gather parameters"):
-            for part in self.optimizer.parts:
-                all_gather(self.comm, part.flat.data, algorithm=self.algorithm)
+        loss = closure() if closure is not None else None
+        gathers = []
+        several = len(self.optimizer.parts) > 1
+        for part in self.optimizer.parts:
+            self.optimizer.update_part(part)
+            if self.zero < 3:
+                with self.meter.waiting(), self.comm.step("D.3(4) gather parameters"):
+                    handle = all_gather(self.comm, part.flat.data, algorithm=self.algorithm, async_op=several)
+                    gathers.append(handle)
+        with self.meter.waiting():
+            for handle in gathers if several else ():
+                handle.wait()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
