@@ -16,8 +16,17 @@ def cores() -> int:
 
 def share_cores(ranks_on_host: int) -> None:
     """Limit BLAS to this rank's share of the cores, unless the user has set a number of threads."""
+    _limit(max(1, cores() // ranks_on_host))
+
+
+def one_core() -> None:
+    """Limit BLAS to one core, unless the user has set a number: sums may depend on how many share them."""
+    _limit(1)
+
+
+def _limit(threads: int) -> None:
     if any(os.environ.get(name) for name in USER_CHOICES):
         return
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(max(1, cores() // ranks_on_host), user_api="blas")
+    threadpool_limits(threads, user_api="blas")

@@ -87,13 +87,15 @@ class Bucket:
           own gradients, and the whole is let go of
     """
 
+    final = False  # whether an average may not be added to, also with zero=0
+
     def __init__(self, part: Part, comm: Communicator, zero: int, algorithm: str, make: Make | None, meter: Meter):
         self.part, self.comm, self.zero, self.algorithm, self.meter = part, comm, zero, algorithm, meter
         self.compression = None if make is None else make(comm, part.flat)
         self.used: list[bool] = []  # which parameters had a gradient here, when it started
         self.missing = 0  # parameters whose gradients this backward has not finished so far
         self._handle: Handle | None = None
-        self._scattered: dict[Tensor, Tensor] = {}  # the gradients of which a reduce-scatter has left a part
+        self._averaged: dict[Tensor, Tensor] = {}  # gradients that nothing can be added to any more
 
     def expect(self) -> None:
         """A backward begins."""
@@ -102,11 +104,7 @@ class Bucket:
     def start(self, weight: float | None, background: bool) -> None:
         """Begin to add up. weight: of this rank's gradients in the sum; None where all ranks' are equal."""
         flat = self.part.flat
-        if any(p.grad is not None and p.grad is self._scattered.get(p) for p in flat.parameters):
-            raise RuntimeError(
-                "backward adds to gradients of which, with zero=1, this rank has the average of a part only: call "
-                "optimizer.zero_grad() before each backward, or add up under network.no_sync(), or use another zero"
-            )
+        self.check_fresh()
         gradient = flat.gradient()
         self.used = [p.grad is not None for p in flat.parameters]
         self.meter.weigh()
@@ -122,6 +120,15 @@ class Bucket:
         reduce = reduce_scatter if self.zero else all_reduce
         result = reduce(self.comm, gradient, op, algorithm=self.algorithm, async_op=background)
         self._handle = result if background else None
+
+    def check_fresh(self) -> None:
+        """Refuse gradients that were added to what an average has left, where they can't be."""
+        if any(p.grad is not None and p.grad is self._averaged.get(p) for p in self.part.flat.parameters):
+            why = "has the average of a part only" if self.zero else "has the finished average (reproducible)"
+            raise RuntimeError(
+                f"backward adds to gradients of which, with zero={self.zero}, this rank {why}: call "
+                "optimizer.zero_grad() before each backward, or add up under no_sync(), or use another zero"
+            )
 
     def finish(self) -> None:
         """Wait until all is added up."""
@@ -150,8 +157,8 @@ class Bucket:
         for i, (p, used) in enumerate(zip(self.part.flat.parameters, anywhere, strict=True)):
             if used and p.grad is None:
                 p.grad = Tensor(self.part.flat.room(i))
-        if self.zero:
-            self._scattered = {p: p.grad for p in self.part.flat.parameters if p.grad is not None}
+        if self.zero or self.final:
+            self._averaged = {p: p.grad for p in self.part.flat.parameters if p.grad is not None}
 
     def give_up(self) -> None:
         """A backward has failed: let what is on its way end, and forget it."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from .. import backend
 from ..autograd import after_backward, bytes_kept, is_grad_enabled
-from ..collectives import ALGORITHMS, all_gather, all_reduce, broadcast
+from ..collectives import all_gather, all_reduce
 from ..comm import Communicator
 from ..comm.handle import progress
 from ..nn import Module
@@ -32,11 +32,12 @@ from ..optim import Optimizer, clip_grad_norm_
 from ..optim.clip import clip_arrays
 from ..tensor import Tensor
 from .buckets import Bucket, cut, cut_by_layer, size_of_buckets
-from .compression import compression_of
 from .counting import counted, tensors_in
 from .layers import Layers
 from .meter import Meter
+from .reproducible import FixedBucket, Microbatches
 from .sharded import ShardedOptimizer
+from .starting import check_options, start_alike
 
 
 def data_parallel(
@@ -47,6 +48,7 @@ def data_parallel(
     algorithm: str = "auto",
     compress: str | None = None,
     bucket_bytes: int | None = None,
+    reproducible: int | None = None,
 ) -> tuple[DataParallel, Optimizer | ShardedOptimizer]:
     """Make a model and its optimizer train on all ranks of `comm` together. Every rank calls it, with equal models.
 
@@ -75,6 +77,9 @@ def data_parallel(
     bucket_bytes  gradients travel in buckets of at least so many bytes, and a bucket sets off as soon as backward has
                   finished it; see parallel/buckets.py, also for what is chosen without it. With zero=3 they travel
                   layer by layer
+    reproducible  the number of microbatches that every global batch is cut into, for the same bits on any number of
+                  ranks, see parallel/reproducible.py. This rank has fixed_tree.share(reproducible, P, rank) of them.
+                  Each gets a backward, from the mean over its samples, all but the last under no_sync. With zero 0, 1
     Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring,
                   3 n (P-1)/P in 3 (P-1) a layer with zero=3; and an all-gather, in ceil(lg P) messages, of 8 bytes a
                   rank and 8 more a parameter tensor (two of them where there are several buckets)
@@ -83,54 +88,27 @@ def data_parallel(
     """
     if isinstance(model, DataParallel) or isinstance(optimizer, ShardedOptimizer):
         raise TypeError("this pair has been through data_parallel already: give it the model and optimizer themselves")
-    if zero not in (0, 1, 2, 3):
-        stages = "0 (nothing sharded), 1 (the optimizer's state), 2 (gradients too) or 3 (parameters too)"
-        raise ValueError(f"zero={zero}: choose {stages}")
-    for operation in ("reduce_scatter", "all_gather") if zero else ("all_reduce",):
-        if algorithm not in ("auto", *ALGORITHMS[operation]):
-            choice = ", ".join(ALGORITHMS[operation])
-            raise ValueError(f"algorithm {algorithm!r}: {operation} has auto, {choice} (with zero={zero})")
-    if compress is not None and zero:
-        raise ValueError(f"compress={compress!r} with zero={zero}: a part of the gradients cannot be compressed alone")
-    if bucket_bytes is not None and (compress is not None or zero == 3):
-        other = f"compress={compress!r}, which takes all at once" if compress else "zero=3, which goes by layers"
-        raise ValueError(f"bucket_bytes={bucket_bytes} with {other}")
-    if bucket_bytes is not None and bucket_bytes < 1:
-        raise ValueError(f"bucket_bytes={bucket_bytes}: less than 1")
-    make = None if compress is None else compression_of(compress)
-    known = {p for part in optimizer.parts for p in part.flat.parameters}
-    lost = [name for name, p in model.named_parameters() if p.requires_grad and p not in known]
-    if lost:
-        raise ValueError(f"the optimizer lacks parameters that the model trains: {', '.join(lost)}")
-    # D.3(1) Initialise the parameters: every rank starts from rank 0's.
-    with comm.step("D.3(1) initialise"):
-        start_alike(model, optimizer, comm)
+    make = check_options(comm.size, zero, algorithm, compress, bucket_bytes, reproducible)
+    start_alike(model, optimizer, comm)
     # The optimizer works bucket by bucket, too.
     if zero == 3:
         optimizer.parts = [piece for part in optimizer.parts for piece in cut_by_layer(part, model)]
-    elif make is None:
+    elif make is None and reproducible is None:
         nbytes = size_of_buckets(comm, zero) if bucket_bytes is None else bucket_bytes
         optimizer.parts = [piece for part in optimizer.parts for piece in cut(part, nbytes)]
     meter = Meter(comm, optimizer)
     sharded = ShardedOptimizer(optimizer, comm, zero, algorithm, meter) if zero else optimizer
     layers = Layers(model, optimizer.parts, comm, algorithm, meter) if zero == 3 else None
     position = {p: i for i, p in enumerate(model.parameters())}
-    buckets = [Bucket(part, comm, zero, algorithm, make, meter) for part in optimizer.parts]
+    micro = None if reproducible is None else Microbatches(reproducible, comm)
+    buckets = [
+        Bucket(part, comm, zero, algorithm, make, meter)
+        if micro is None
+        else FixedBucket(part, comm, zero, algorithm, meter, micro)
+        for part in optimizer.parts
+    ]
     buckets.sort(key=lambda bucket: -min(position.get(p, -1) for p in bucket.part.flat.parameters))
-    return DataParallel(model, optimizer, comm, zero, buckets, layers, meter), sharded
-
-
-def start_alike(model: Module, optimizer: Optimizer, comm: Communicator) -> None:
-    """Give rank 0's parameters and buffers to every rank."""
-    known = {p for part in optimizer.parts for p in part.flat.parameters}
-    for part in optimizer.parts:
-        broadcast(comm, part.flat.data)
-        part.flat.changed()
-    for p in model.parameters():
-        if p not in known:  # frozen, and left out of the optimizer
-            broadcast(comm, p.data)
-    for _, buffer in model.named_buffers():
-        broadcast(comm, buffer.data)
+    return DataParallel(model, optimizer, comm, zero, buckets, layers, micro, meter), sharded
 
 
 class DataParallel(Module):
@@ -147,10 +125,11 @@ class DataParallel(Module):
         zero: int,
         buckets: list[Bucket],
         layers: Layers | None,
+        micro: Microbatches | None,
         meter: Meter,
     ):
         self.module, self.optimizer, self.comm, self.zero = module, optimizer, comm, zero
-        self.buckets, self.layers, self.meter = buckets, layers, meter
+        self.buckets, self.layers, self.micro, self.meter = buckets, layers, micro, meter
         self._syncing = True
         self._largest = 0  # samples of the largest forward so far
         self._samples = 0  # of the backwards under no_sync since the last average
@@ -169,6 +148,8 @@ class DataParallel(Module):
         self._give_up()  # what a backward that failed has left
         first, *_ = *args, *kwargs.values()
         samples, key = len(first), object()
+        if self.micro is not None:
+            self.micro.before_forward()
         result = self.module(*args, **kwargs)
         if samples > self._largest:
             self._largest = samples
@@ -193,7 +174,7 @@ class DataParallel(Module):
 
         For losses that are means over something else than samples (tokens that are no padding), of which ranks have
         different numbers: all that were taken in since the last average. Every rank calls it before the backward that
-        averages.
+        averages; with `reproducible`, before each backward, for that one.
         """
         if number < 0:
             raise ValueError(f"count({number}): less than 0")
@@ -251,19 +232,28 @@ class DataParallel(Module):
 
     def _agree(self) -> None:
         """Tell one another how many samples were taken in; where all is in one bucket, what _agree_on_use does too."""
-        here = self._samples + sum(self._taken.values()) if self._told is None else self._told
+        here = self._here()
         counts = self._exchange([here, *(self._used() if len(self.buckets) == 1 else ())])
         total = int(counts[:, 0].sum())
         if len(self.buckets) == 1:
             self._anywhere = np.logical_or.reduce(counts[:, 1:]).tolist()
-        if not here:
+        if self.micro is not None:
+            self._weight = (1 / max(total, 1),)  # of each sample
+        elif not here:
             self._weight = (0.0,)
         elif (counts[:, 0] == here).all() and self.buckets[0].compression is None:
             self._weight = (None,)
         else:
             self._weight = (here / total,)
 
+    def _here(self) -> int:
+        """The samples that this rank's gradients are the mean over."""
+        return self._samples + sum(self._taken.values()) if self._told is None else self._told
+
     def _used(self) -> list[bool]:
+        """Which parameters have a gradient here."""
+        if self.micro is not None:
+            return [used for bucket in self.buckets for used in bucket.used]
         return [p.grad is not None for bucket in self.buckets for p in bucket.part.flat.parameters]
 
     def _exchange(self, mine: list[int]) -> np.ndarray:
@@ -276,6 +266,8 @@ class DataParallel(Module):
         """Backward is over: the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
         if not self._taken:
             raise RuntimeError("backward without a forward through the model that data_parallel returned")
+        if self.micro is not None:
+            self._keep_leaf()
         if not self._syncing:
             self._samples += sum(self._taken.values())
             self._give_up()
@@ -301,6 +293,17 @@ class DataParallel(Module):
         self.meter.weigh()
         self._samples, self._told = 0, None
         self._give_up()
+
+    def _keep_leaf(self) -> None:
+        """A microbatch's backward is over."""
+        assert self.micro is not None
+        self.micro.after_backward(last=self._syncing)
+        samples = sum(self._taken.values()) if self._told is None else self._told
+        for bucket in self.buckets:
+            assert isinstance(bucket, FixedBucket)
+            bucket.keep(samples)
+        if self._told is not None:  # told for each
+            self._taken, self._told = {None: self._told}, None
 
     # -- what the caller may ask for --------------------------------------------------------------------------------
 

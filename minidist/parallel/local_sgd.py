@@ -25,11 +25,12 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import backend
-from ..collectives import ALGORITHMS, all_reduce, broadcast
+from ..collectives import all_reduce
 from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer
 from ..tensor import plain
+from .starting import check_algorithm, start_alike
 
 Outer = tuple[float, float]  # lr and momentum of the outer optimizer, SGD with Nesterov momentum
 
@@ -68,20 +69,8 @@ def local_sgd(
     lr, momentum = outer or (1, 0)
     if not lr > 0 or not 0 <= momentum < 1:
         raise ValueError(f"outer lr={lr}, momentum={momentum}: lr must be above 0, momentum at least 0 and below 1")
-    if algorithm not in ("auto", *ALGORITHMS["all_reduce"]):
-        raise ValueError(f"algorithm {algorithm!r}: all_reduce has auto, {', '.join(ALGORITHMS['all_reduce'])}")
-    known = {p for part in optimizer.parts for p in part.flat.parameters}
-    rest = {name: p for name, p in model.named_parameters() if p not in known}
-    lost = [name for name, p in rest.items() if p.requires_grad]
-    if lost:
-        raise ValueError(f"the optimizer lacks parameters that the model trains: {', '.join(lost)}")
-    # D.3(1) Initialise the parameters: every rank starts from rank 0's.
-    with comm.step("D.3(1) initialise"):
-        for part in optimizer.parts:
-            broadcast(comm, part.flat.data)
-            part.flat.changed()
-        for tensor in [*rest.values(), *(buffer for _, buffer in model.named_buffers())]:
-            broadcast(comm, tensor.data)
+    check_algorithm(algorithm, "all_reduce")
+    start_alike(model, optimizer, comm)
     return model, LocalSGD(model, optimizer, comm, every, (lr, momentum), algorithm)
 
 

@@ -69,9 +69,9 @@ class Meter:
             until = max(until, end)
         self._spans.clear()
 
-    def weigh(self, activations: int = 0) -> None:
-        """Look how much memory is in use now."""
-        now = {"parameters": 0, "gradients": 0, "optimizer": 0, "activations": activations}
+    def weigh(self, activations: int = 0, trees: int = 0) -> None:
+        """Look how much memory is in use now; `trees`: for gradients elsewhere."""
+        now = {"parameters": 0, "gradients": trees, "optimizer": 0, "activations": activations}
         for part in self.optimizer.parts:
             for kind, array in (
                 ("parameters", part.flat.data),
