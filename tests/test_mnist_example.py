@@ -18,7 +18,8 @@ from launch import ROOT, needs_mpi, run_ranks
 from minidist import backend, checkpoint
 
 MODULE = "minidist.examples.mnist"
-KEYS = ["strategy", "ranks", "mesh", "epochs", "seconds", "samples_per_second", "train_loss", "test_accuracy", "device"]
+KEYS = ["strategy", "ranks", "mesh", "epochs", "seconds", "samples_per_second", "train_loss", "test_accuracy", "device",
+        "a_step", "peak_bytes"]  # fmt: skip
 SAMPLES, TESTS, PIXELS, CLASSES = 50, 20, 16, 3  # 50 is no multiple of the batch size, nor are batches of 3 ranks
 SMALL = ("--hidden", "16", "--epochs", "1", "--batch-size", "8", "--device", "cpu")
 DEADLINE = 60.0
@@ -87,7 +88,15 @@ def test_it_tells_how_it_goes_once_and_writes_json(ranks: int, data: Path, tmp_p
     assert first, done.stdout
     assert last, done.stdout
     assert float(last[1]) < float(first[1])
-    assert lines[4:] == (["the parameters of all 3 ranks are equal, bit for bit"] if ranks > 1 else [])
+    number = r"\d+\.\d+"
+    step = (
+        rf"a step of a rank: sent ({number}) MB in ({number}) messages; computing {number} ms, communicating {number} "
+    )
+    sent = re.fullmatch(step + rf"ms, of which {number} ms hidden", lines[4])
+    assert sent, lines[4]
+    kinds = ", ".join(f"{kind} {number} MB" for kind in ("parameters", "gradients", "optimizer", "activations"))
+    assert re.fullmatch(f"peak memory of a rank: {kinds}", lines[5])
+    assert lines[6:] == (["the parameters of all 3 ranks are equal, bit for bit"] if ranks > 1 else [])
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     assert len(re.findall(r"epoch  1/2: +0%", done.stderr)) == 1  # a progress bar, of one rank
@@ -96,6 +105,17 @@ def test_it_tells_how_it_goes_once_and_writes_json(ranks: int, data: Path, tmp_p
     assert text.count("\n") == 1
     result = json.loads(text)
     assert list(result) == KEYS
+    if ranks > 1:  # the ring's gradients; and who has how many samples, and which parameters have gradients
+        assert sent[1] == f"{(2 * 4 * parameters * 2 / 3 + 8 * 5 * 2) / 1e6:.3f}"
+        assert 4 <= float(sent[2]) <= 7
+    assert result["a_step"]["sent_bytes"] == pytest.approx(float(sent[1]) * 1e6, abs=500)
+    assert result["a_step"]["compute_seconds"] > 0
+    assert result["peak_bytes"] == {
+        "parameters": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "activations": result["peak_bytes"]["activations"],
+    }
     assert result["strategy"] == ("single" if ranks == 1 else "data-parallel ring zero=0")
     assert (result["ranks"], result["mesh"], result["epochs"], result["device"]) == (ranks, {"dp": ranks}, 2, "cpu")
     assert f"{result['train_loss']:.4f}" == last[1]
@@ -129,16 +149,50 @@ def test_help_is_printed_once(ranks: int) -> None:
 
 
 @needs_mpi
-@pytest.mark.parametrize("zero", [0, 1])
-def test_three_ranks_end_with_the_weights_of_one(data: Path, trained: Path, tmp_path: Path, zero: int) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        "--zero 0",
+        "--zero 1 --bucket-mb 0.001",
+        "--zero 2 --accumulate 2 --sync naive",
+        "--zero 3 --accumulate 3",
+        "--bucket-mb 0.0001 --accumulate 2 --sync auto",
+        "--reproducible",
+        "--reproducible 5 --zero 1 --sync auto",
+    ],
+)
+def test_three_ranks_end_with_the_weights_of_one(data: Path, trained: Path, tmp_path: Path, how: str) -> None:
     path = tmp_path / "three.safetensors"
-    options = [*SMALL, "--data", data, "--dtype", "float64", "--epochs", 3, "--quiet", "--zero", zero]
-    ran(3, *options, "--save", path)
+    options = [*SMALL, "--data", data, "--dtype", "float64", "--epochs", 3, "--quiet"]
+    ran(3, *options, *how.split(), "--save", path)
     ours, expected = checkpoint.load(path), checkpoint.load(trained)
     assert ours.keys() == expected.keys()
     for name, array in expected.items():
         assert array.dtype == np.float64
         np.testing.assert_allclose(ours[name], array, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@needs_mpi
+def test_reproducible_ranks_end_with_the_very_bits_of_one(data: Path, tmp_path: Path) -> None:
+    saved = []
+    for ranks, sync in ((1, "ring"), (2, "ring"), (3, "auto"), (4, "rabenseifner"), (8, "tree")):
+        path = tmp_path / f"{ranks}.safetensors"
+        ran(ranks, *SMALL, "--data", data, "--quiet", "--reproducible", "--sync", sync, "--save", path)
+        saved.append(path.read_bytes())
+    assert len(set(saved)) == 1
+
+
+@needs_mpi
+@pytest.mark.parametrize("how", ["--local-sgd 3", "--diloco 3 --clip 2 --accumulate 2"])
+def test_ranks_that_train_alone_and_average_learn_it_too(data: Path, how: str) -> None:
+    options = [*SMALL, "--data", data, "--epochs", 12, "--lr", 0.02, "--batch-size", 9, "--json", "-"]
+    done = ran(3, *options, *how.split())
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["test_accuracy"] > 0.9
+    steps, parameters = 12 * 6, PIXELS * 16 + 16 + 16 * CLASSES + CLASSES
+    averages = 12 * 2  # every 3 steps, of 6 an epoch
+    assert result["a_step"]["sent_bytes"] == pytest.approx(averages * 2 * 4 * parameters * 2 / 3 / steps, rel=0.01)
+    assert "the parameters of all 3 ranks are equal" in done.stdout
 
 
 @needs_mpi
@@ -158,7 +212,7 @@ def test_three_ranks_clip_as_one(data: Path, tmp_path: Path) -> None:
         "--quiet",
     ]
     results = []
-    for ranks, zero in ((1, 0), (3, 0), (3, 1)):
+    for ranks, zero in ((1, 0), (3, 0), (3, 1), (3, 2), (3, 3)):
         path = tmp_path / f"{ranks}-{zero}.safetensors"
         ran(ranks, *options, "--zero", zero, "--save", path)
         results.append(checkpoint.load(path))
@@ -261,7 +315,23 @@ REFUSED = {
     "seed": ("--seed -1", r"--seed -1: must not be negative"),
     "number": ("--epochs many", r"--epochs: invalid int value: 'many'"),
     "optimizer": ("--optimizer adagrad", r"--optimizer: invalid choice: 'adagrad'"),
-    "zero": ("--zero 3", r"--zero: invalid choice: 3"),
+    "zero": ("--zero 4", r"--zero: invalid choice: 4"),
+    "accumulate": ("--accumulate 0", r"--accumulate 0: must be at least 1"),
+    "bucket": ("--bucket-mb 0", r"--bucket-mb 0.0: must be more than 0"),
+    "bucket-zero": ("--bucket-mb 1 --zero 3", r"--bucket-mb 1.0 with --zero 3, which goes layer by layer"),
+    "bucket-compress": ("--bucket-mb 1 --compress sign", r"--bucket-mb 1.0 with --compress sign, which takes all"),
+    "sync-zero": ("--zero 2 --sync tree", r"--sync tree with --zero 2: reduce_scatter has auto, naive, ring"),
+    "sync-compress": (
+        "--sync ring --compress sign",
+        r"--sync ring with --compress sign: a compression has its own way",
+    ),
+    "alone": ("--local-sgd 2 --diloco 2", r"--local-sgd with --diloco: ranks that train alone are joined by"),
+    "alone-zero": ("--local-sgd 2 --zero 1", r"--zero 1 with --local-sgd: there gradients stay on their rank"),
+    "reproducible": ("--reproducible 0", r"--reproducible 0 microbatches for 1 ranks: some would have none"),
+    "reproducible-zero": ("--reproducible --zero 2", r"--reproducible 8 with --zero 2: it keeps whole gradients"),
+    "reproducible-compress": ("--reproducible --compress topk:0.1", r"--reproducible 8 with --compress topk:0.1: what"),
+    "reproducible-accumulate": ("--reproducible --accumulate 2", r"--accumulate 2 with --reproducible: that cuts"),
+    "reproducible-clip": ("--reproducible --clip 1 --zero 1", r"--clip with --reproducible and --zero 1: the norm is"),
     "sync": ("--sync carrier-pigeon", r"--sync: invalid choice: 'carrier-pigeon'"),
     "partition": ("--partition even", r"--partition even: choose uniform, hierarchical, stratified, skewed or"),
     "partition-alpha": ("--partition skewed:0", r"--partition skewed:0: ALPHA must be a number above 0"),

@@ -109,7 +109,7 @@ def test_the_weights_are_those_of_one_rank(comm: Communicator) -> None:
 
 @on_ranks(1, 2, 3)
 def test_each_microbatch_must_have_its_backward(comm: Communicator) -> None:
-    model, optimizer = pair(comm, 0, reproducible=6)
+    model, _ = pair(comm, 0, reproducible=6)
     mine = len(share(6, comm.size, comm.rank))
 
     def backward() -> None:

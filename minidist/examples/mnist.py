@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,9 @@ import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
 from minidist.data.picture import draw_partitions
+from minidist.examples.options import OPTIMIZERS, json_name, parse
+from minidist.examples.summary import costs_of, in_words
 from minidist.nn import functional as F
-from minidist.parallel.compression import compression_of
-
-OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, backend.DeviceError) as error:
         problem = f"mnist: rank {comm.rank}: {error}" if comm.rank else f"mnist: {error}"
     refuse_if_any(comm, problem)
-    result = fit(model, train, test, args, comm, device)
+    result, state = fit(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
-        md.checkpoint.save(args.save, model.state_dict())
+        md.checkpoint.save(args.save, state)
     if args.json and comm.rank == 0:
         write_json(args.json, result)
 
@@ -104,47 +104,76 @@ def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial:
     return model
 
 
+def strategy_of(
+    model: md.nn.Module, optimizer: md.optim.Optimizer, args: argparse.Namespace, comm: Communicator
+) -> tuple[Any, Any, str]:
+    """What trains on all ranks: a model, an optimizer, and words for it."""
+    if args.local_sgd:
+        network, averaging = md.parallel.local_sgd(model, optimizer, comm, args.local_sgd, algorithm=args.sync)
+        return network, averaging, f"local SGD, every {args.local_sgd} steps"
+    if args.diloco:
+        network, averaging = md.parallel.diloco(model, optimizer, comm, args.diloco, algorithm=args.sync)
+        return network, averaging, f"DiLoCo, every {args.diloco} steps"
+    bucket_bytes = None if args.bucket_mb is None else int(args.bucket_mb * 1e6)
+    options = (args.zero, args.sync, args.compress, bucket_bytes, args.reproducible)
+    wrapped, sharded = md.parallel.data_parallel(model, optimizer, comm, *options)
+    words = f"{args.sync} all-reduce" if not args.zero else f"{args.sync} reduce-scatter, ZeRO {args.zero}"
+    if args.compress:
+        words = f"gradients by {args.compress}"
+    if args.reproducible:
+        words = f"gradients of {args.reproducible} microbatches in a fixed tree" + ", ZeRO 1" * args.zero
+    return wrapped, sharded, words
+
+
 def fit(
     model: md.nn.Module, train: Any, test: Any, args: argparse.Namespace, comm: Communicator, device: str
-) -> dict[str, Any]:
-    """Train, tell rank 0's terminal how it goes, and return what there is to report."""
-    optimizer = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
-    network, optimizer = md.parallel.data_parallel(model, optimizer, comm, args.zero, args.sync, args.compress)
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train, tell rank 0's terminal how it goes, and return what there is to report, and the parameters."""
+    optimizer: Any = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
+    network, optimizer, words = strategy_of(model, optimizer, args, comm)
     # D.3(2) Partition the data (D.1): every rank has its share of each global batch.
-    deal: Any = partial(md.data.Loader, rank=comm.rank, size=comm.size, seed=args.seed, dtype=args.dtype, device=device)
-    loader = deal(*train, batch_size=args.batch_size, partition=args.partition, hosts=comm.hosts())
+    deal: Any = partial(md.data.Loader, seed=args.seed, dtype=args.dtype, device=device)
+    cut: Any = partial(deal, *train, batch_size=args.batch_size, partition=args.partition)
+    if args.reproducible:  # each microbatch is dealt as if it were a rank's share; this rank has a few of them
+        mine = md.parallel.fixed_tree.share(args.reproducible, comm.size, comm.rank)
+        loaders = [cut(rank=micro, size=args.reproducible) for micro in mine]
+    else:
+        loaders = [cut(rank=comm.rank, size=comm.size, hosts=comm.hosts())]
     if args.partition_picture and comm.rank == 0:
-        draw_partitions({args.partition: loader.histogram()}, args.partition_picture)
-    test_loader = deal(*test, batch_size=1000 * comm.size, shuffle=False)
+        draw_partitions({args.partition: loaders[0].histogram()}, args.partition_picture)
+    test_loader = deal(*test, batch_size=1000 * comm.size, shuffle=False, rank=comm.rank, size=comm.size)
     say = print if comm.rank == 0 and not args.quiet else (lambda *_, **__: None)
     parameters = sum(p.numel() for p in model.parameters())
-    strategy = "one rank" if comm.size == 1 else f"{args.sync} all-reduce" + ", ZeRO 1" * args.zero
-    if args.compress and comm.size > 1:
-        strategy = f"gradients by {args.compress}"
+    words = "one rank" if comm.size == 1 else words
     if args.partition != "uniform":
-        strategy += f", {args.partition} partition"
+        words += f", {args.partition} partition"
     say(f"{parameters:,} {args.dtype} parameters, {len(train[0]):,} images, batch {args.batch_size}", flush=True)
-    say(f"{comm.size} rank{'s' * (comm.size > 1)} on {device}, {strategy}, {args.optimizer} lr {args.lr}", flush=True)
+    say(f"{comm.size} rank{'s' * (comm.size > 1)} on {device}, {words}, {args.optimizer} lr {args.lr}", flush=True)
 
     seconds, loss, accuracy = 0.0, float("nan"), float("nan")
+    meter = optimizer.meter if args.local_sgd or args.diloco else network.meter
+    meter.reset()
     # D.3(5) Repeat 3 and 4 until the stopping condition holds: so many epochs.
     for epoch in range(args.epochs):
         start = time.perf_counter()
-        loss = train_epoch(network, optimizer, loader, epoch, args, comm)
+        loss = train_epoch(network, optimizer, loaders, epoch, args, comm)
         backend.synchronize()
         took = time.perf_counter() - start
         seconds += took
-        accuracy = evaluate(model, test_loader, comm)
+        with meter.left_out():
+            accuracy = evaluate(model, test_loader, comm)
         say(
             f"epoch {epoch + 1:2}/{args.epochs}   loss {loss:.4f}   test accuracy {accuracy:6.2%}   "
             f"{len(train[0]) / took:7,.0f} samples/s   {took:5.1f} s",
             flush=True,
         )
-    md.parallel.assert_replicas_agree(model, comm)
+    md.parallel.assert_replicas_agree(network, comm)
+    costs = costs_of(meter, comm, seconds, args.epochs * len(loaders[0]))
+    say(in_words(costs), flush=True)
     if comm.size > 1:
         say(f"the parameters of all {comm.size} ranks are equal, bit for bit", flush=True)
     return {
-        "strategy": "single" if comm.size == 1 else f"data-parallel {args.sync} zero={args.zero}",
+        "strategy": "single" if comm.size == 1 else json_name(args),
         "ranks": comm.size,
         "mesh": {"dp": comm.size},
         "epochs": args.epochs,
@@ -153,21 +182,18 @@ def fit(
         "train_loss": loss,
         "test_accuracy": accuracy,
         "device": device,
-    }
+        **costs,
+    }, network.state_dict()
 
 
 def train_epoch(
-    network: md.parallel.DataParallel,
-    optimizer: Any,
-    loader: md.data.Loader,
-    epoch: int,
-    args: argparse.Namespace,
-    comm: Communicator,
+    network: Any, optimizer: Any, loaders: list[md.data.Loader], epoch: int, args: Any, comm: Communicator
 ) -> float:
     """One pass over the training data; returns the mean loss over all ranks' samples."""
     total = np.zeros(2)  # the sum of the losses, and of the samples
+    alone = args.local_sgd or args.diloco  # between two averages
     with tqdm(
-        total=len(loader.labels),
+        total=len(loaders[0].labels),
         desc=f"epoch {epoch + 1:2}/{args.epochs}",
         unit=" samples",
         unit_scale=True,
@@ -176,22 +202,45 @@ def train_epoch(
         ncols=88,
         disable=args.quiet or comm.rank != 0,
     ) as bar:
-        for samples, (images, labels) in zip(loader.batch_sizes, loader.epoch(epoch), strict=True):
-            # D.3(3) Each rank trains on its own share.
+        dealt = zip(*(loader.epoch(epoch) for loader in loaders), strict=True)
+        for samples, parts in zip(loaders[0].batch_sizes, dealt, strict=True):
+            # D.3(3) Each rank trains on its own share, in one piece or several.
             optimizer.zero_grad()
-            loss = F.cross_entropy(network(md.Tensor(images)), md.Tensor(labels))
-            # D.3(4) Synchronise: backward ends with the average of all ranks' gradients, and step keeps ranks alike.
-            loss.backward()
+            share = sum(len(labels) for _, labels in parts)
+            pieces = parts if args.accumulate == 1 else cut_share(parts[0], args.accumulate)
+            for number, (images, labels) in enumerate(pieces, start=1):
+                if alone and not share:
+                    break
+                # D.3(4) Synchronise: the last backward ends with the average of all ranks' gradients ...
+                with nullcontext() if alone or number == len(pieces) else network.no_sync():
+                    logits = network(md.Tensor(images))
+                    if args.accumulate == 1:
+                        loss = F.cross_entropy(logits, md.Tensor(labels))
+                    else:  # pieces add up to the mean over the share
+                        loss = F.cross_entropy(logits, md.Tensor(labels), reduction="sum") / max(share, 1)
+                    loss.backward()
+                if len(labels):
+                    total += loss.item() * (len(labels) if args.accumulate == 1 else share), len(labels)
             if args.clip:
-                network.clip_grad_norm_(args.clip)
-            optimizer.step()
-            if len(labels):
-                total += loss.item() * len(labels), len(labels)
+                clip = partial(md.optim.clip_grad_norm_, network.parameters()) if alone else network.clip_grad_norm_
+                clip(args.clip)
+            optimizer.step()  # ... and this keeps the ranks alike.
             if not bar.disable:
-                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+                bar.set_postfix_str(f"loss {total[0] / max(total[1], 1):.3f}", refresh=False)
                 bar.update(samples)
+    if alone:
+        optimizer.synchronise()
     loss_sum, count = md.collectives.all_reduce(comm, total)
     return float(loss_sum / count)
+
+
+def cut_share(share: tuple[Any, Any], pieces: int) -> list[tuple[Any, Any]]:
+    """In so many pieces; equally many on all ranks, and so perhaps empty ones."""
+    images, labels = share
+    return [
+        (images[part], labels[part])
+        for part in (md.collectives.chunk_slice(len(labels), pieces, number) for number in range(pieces))
+    ]
 
 
 @md.no_grad()
@@ -210,83 +259,6 @@ def write_json(path: str, result: dict[str, Any]) -> None:
         print(line, flush=True)
     else:
         Path(path).write_text(line + "\n")
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that speaks on rank 0 only; all ranks end."""
-
-    speaks = True
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if self.speaks:
-            super()._print_message(message, file)
-
-
-def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
-    """The command line; one that can't work is refused here, on all ranks, by one message."""
-    parser = _Parser("python -m minidist.examples.mnist", description="Train the document's network on MNIST.")
-    parser.speaks = comm.rank == 0
-    add = parser.add_argument
-    add("--epochs", type=int, default=10, metavar="N", help="passes over the training data (%(default)s)")
-    add("--batch-size", type=int, default=128, metavar="N", help="samples a step, of all ranks together (%(default)s)")
-    add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (%(default)s)")
-    add("--optimizer", choices=OPTIMIZERS, default="adam", help="(%(default)s)")
-    add("--hidden", type=int, default=1024, metavar="N", help="width of the hidden layer (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of initial weights and shuffling (%(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
-    add("--sync", choices=["auto", *md.collectives.ALGORITHMS["all_reduce"]], default="ring",
-        help="the all-reduce that keeps ranks in step (%(default)s)")  # fmt: skip
-    add("--zero", type=int, choices=(0, 1), default=0, help="1: each rank keeps 1/P of the optimizer (%(default)s)")
-    add("--partition", default="uniform", metavar="HOW",
-        help="which samples a rank takes: uniform, hierarchical (hosts first), stratified (by label), skewed or "
-        "skewed:ALPHA (Dirichlet, for experiments) (%(default)s)")  # fmt: skip
-    add("--partition-picture", metavar="FILE", help="draw who holds what (.svg, .png or .pdf; needs matplotlib)")
-    add("--compress", metavar="HOW",
-        help="send less than whole gradients: fp16, bf16, topk:0.01, randomk:0.01, sign, powersgd:4 (off)")  # fmt: skip
-    add("--clip", type=float, metavar="X", help="scale gradients whose norm is larger than this (off)")
-    add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
-    add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
-    add("--load", metavar="FILE", help="start from these parameters (safetensors)")
-    add("--json", metavar="FILE", help="write the result as one JSON object; - for standard output")
-    add("--comm-timeout", type=float, metavar="SECONDS",
-        help="a rank that waits longer for another ends all, and a table says who waits for whom "
-        "(MINIDIST_TIMEOUT, else 600)")  # fmt: skip
-    add("--quiet", action="store_true", help="print nothing but errors (and what --json - asks for)")
-    args = parser.parse_args(argv)
-    for name in ("epochs", "hidden", "batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
-    if args.batch_size < comm.size:
-        parser.error(f"--batch-size {args.batch_size}: less than the {comm.size} ranks, so some would have no sample")
-    try:
-        md.data.partition.named(args.partition, labels=None, hosts=comm.hosts())
-    except ValueError as error:
-        parser.error(f"--partition {args.partition}: {str(error).partition(': ')[2]}")
-    if args.partition_picture and not args.partition_picture.endswith((".svg", ".png", ".pdf")):
-        parser.error(f"--partition-picture {args.partition_picture}: the name must end in .svg, .png or .pdf")
-    try:
-        if args.compress:
-            compression_of(args.compress)
-    except ValueError as error:
-        parser.error(f"--compress {args.compress}: {str(error).partition(': ')[2]}")
-    if args.compress and args.zero:
-        parser.error(
-            f"--compress {args.compress} with --zero {args.zero}: a part of the gradients cannot be compressed"
-        )
-    if args.clip is not None and not args.clip > 0:
-        parser.error(f"--clip {args.clip}: must be more than 0")
-    if not args.lr > 0:
-        parser.error(f"--lr {args.lr}: must be more than 0")
-    for operation in ("reduce_scatter", "all_gather") if args.zero else ("all_reduce",):
-        if args.sync not in ("auto", *md.collectives.ALGORITHMS[operation]):
-            able = ", ".join(md.collectives.ALGORITHMS[operation])
-            parser.error(f"--sync {args.sync} with --zero {args.zero}: {operation} has auto, {able}")
-    if args.comm_timeout is not None and not args.comm_timeout > 0:
-        parser.error(f"--comm-timeout {args.comm_timeout}: must be more than 0")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: must not be negative")
-    return args
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer
 from ..tensor import plain
+from .meter import Meter
 from .starting import check_algorithm, start_alike
 
 Outer = tuple[float, float]  # lr and momentum of the outer optimizer, SGD with Nesterov momentum
@@ -90,6 +91,7 @@ def diloco(
 class LocalSGD:
     """A rank's own optimizer that averages the model with the other ranks' every so many steps. From `local_sgd`.
 
+    meter        where time and memory went, see parallel/meter.py
     local_steps  steps since the last average, as many on every rank
     memory       for each flat buffer, what step 4 needs: "before", the θ of step 1; "velocity", v. Equal on all ranks
     """
@@ -98,7 +100,7 @@ class LocalSGD:
         self, model: Module, optimizer: Optimizer, comm: Communicator, every: int, outer: Outer, algorithm: str
     ):
         self.model, self.optimizer, self.comm = model, optimizer, comm
-        self.every, self.algorithm = every, algorithm
+        self.every, self.algorithm, self.meter = every, algorithm, Meter(comm, optimizer)
         self.lr, self.momentum = outer
         self.local_steps = 0
         names = ["before"] * (outer != (1, 0)) + ["velocity"] * (self.momentum > 0)
@@ -133,7 +135,7 @@ class LocalSGD:
         """
         if not self.local_steps:
             return
-        with self.comm.step("D.3(4) average parameters"):
+        with self.meter.waiting(), self.comm.step("D.3(4) average parameters"):
             for part, memory in zip(self.optimizer.parts, self.memory, strict=True):
                 all_reduce(self.comm, part.flat.data, "mean", self.algorithm)
                 if memory:
@@ -142,6 +144,8 @@ class LocalSGD:
             for _, buffer in self.model.named_buffers():
                 all_reduce(self.comm, buffer.data, "max" if buffer.dtype.kind in "iub" else "mean", self.algorithm)
                 buffer._version[0] += 1  # a graph that saved it notices
+        self.meter.end_step()
+        self.meter.weigh()
         self.local_steps = 0
 
     def _outer_step(self, theta: backend.Array, before: backend.Array, velocity: backend.Array = None) -> None:

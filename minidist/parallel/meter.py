@@ -56,6 +56,17 @@ class Meter:
             self.waited += end - start
             self._spans.append((start, end))
 
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What is done in here (an evaluation) does not count, but as a peak of memory."""
+        self.end_step()
+        times, sent = (self.waited, self.communicated), (self.sent_bytes, self.sent_messages)
+        yield
+        self._spans.clear()
+        self.waited, self.communicated = times
+        record = self.comm.record
+        self._before = record.sent_bytes - sent[0], record.sent_messages - sent[1]
+
     def on_its_way(self, start: float, end: float | None) -> None:
         """An operation was, in this time."""
         if end is not None:

@@ -1,0 +1,154 @@
+"""The command line of the MNIST example; what can't work is refused here, on all ranks, by one message."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+import minidist as md
+from minidist.comm import Communicator
+from minidist.parallel.starting import check_options
+
+OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
+MICROBATCHES = 8  # of --reproducible
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that speaks on rank 0 only; all ranks end."""
+
+    speaks = True
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if self.speaks:
+            super()._print_message(message, file)
+
+
+def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
+    """The options, once they are known to go together."""
+    parser = _Parser("python -m minidist.examples.mnist", description="Train the document's network on MNIST.")
+    parser.speaks = comm.rank == 0
+    add = parser.add_argument
+    add("--epochs", type=int, default=10, metavar="N", help="passes over the training data (%(default)s)")
+    add("--batch-size", type=int, default=128, metavar="N", help="samples a step, of all ranks together (%(default)s)")
+    add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (%(default)s)")
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="(%(default)s)")
+    add("--hidden", type=int, default=1024, metavar="N", help="width of the hidden layer (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of initial weights and shuffling (%(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
+    add("--clip", type=float, metavar="X", help="scale gradients whose norm is larger than this (off)")
+
+    add = parser.add_argument_group("the data (D.1)").add_argument
+    add("--partition", default="uniform", metavar="HOW",
+        help="which samples a rank takes: uniform, hierarchical (hosts first), stratified (by label), skewed or "
+        "skewed:ALPHA (Dirichlet, for experiments) (%(default)s)")  # fmt: skip
+    add("--partition-picture", metavar="FILE", help="draw who holds what (.svg, .png or .pdf; needs matplotlib)")
+    add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
+
+    add = parser.add_argument_group("ranks in step (D.3)").add_argument
+    add("--sync", choices=["auto", *md.collectives.ALGORITHMS["all_reduce"]],
+        help="the all-reduce (with --zero: reduce-scatter, all-gather) that keeps ranks in step (ring)")  # fmt: skip
+    add("--zero", type=int, choices=(0, 1, 2, 3), default=0,
+        help="a rank keeps 1/P: 1 of the optimizer's state, 2 of gradients too, "
+        "3 of parameters too (%(default)s)")  # fmt: skip
+    add("--bucket-mb", type=float, metavar="X", help="gradients travel in buckets of so many MB (chosen by itself)")
+    add("--accumulate", type=int, default=1, metavar="K", help="cut a rank's share into K microbatches (%(default)s)")
+    add("--compress", metavar="HOW",
+        help="send less than whole gradients: fp16, bf16, topk:0.01, randomk:0.01, sign, powersgd:4 (off)")  # fmt: skip
+    add("--local-sgd", type=int, metavar="K", help="ranks train alone, and average parameters every K steps (off)")
+    add("--diloco", type=int, metavar="K", help="the same, with an outer optimizer that has momentum (off)")
+    add("--reproducible", type=int, nargs="?", const=MICROBATCHES, metavar="M",
+        help=f"the same bits on any number of ranks: M microbatches ({MICROBATCHES}), "
+        "added in one fixed tree (off)")  # fmt: skip
+    add("--comm-timeout", type=float, metavar="SECONDS",
+        help="a rank that waits longer for another ends all, and a table says who waits for whom "
+        "(MINIDIST_TIMEOUT, else 600)")  # fmt: skip
+
+    add = parser.add_argument_group("what it writes").add_argument
+    add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
+    add("--load", metavar="FILE", help="start from these parameters (safetensors)")
+    add("--json", metavar="FILE", help="write the result as one JSON object; - for standard output")
+    add("--quiet", action="store_true", help="print nothing but errors (and what --json - asks for)")
+    args = parser.parse_args(argv)
+    problem = problem_of(args, comm)
+    if problem:
+        parser.error(problem)
+    args.sync = args.sync or "ring"
+    return args
+
+
+def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
+    """What is wrong with these options; "" if nothing is."""
+    for name in ("epochs", "hidden", "batch_size", "accumulate", "local_sgd", "diloco"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            return f"{option(name)} {getattr(args, name)}: must be at least 1"
+    for name in ("lr", "clip", "bucket_mb", "comm_timeout"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            return f"{option(name)} {getattr(args, name)}: must be more than 0"
+    if args.seed < 0:
+        return f"--seed {args.seed}: must not be negative"
+    if args.batch_size < comm.size:
+        return f"--batch-size {args.batch_size}: less than the {comm.size} ranks, so some would have no sample"
+    if args.partition_picture and not args.partition_picture.endswith((".svg", ".png", ".pdf")):
+        return f"--partition-picture {args.partition_picture}: the name must end in .svg, .png or .pdf"
+    try:
+        md.data.partition.named(args.partition, labels=None, hosts=comm.hosts())
+    except ValueError as error:
+        return f"--partition {args.partition}: {str(error).partition(': ')[2]}"
+    # What does not go together. First what data_parallel itself refuses, in the command line's words.
+    bucket_bytes = None if args.bucket_mb is None else max(1, int(args.bucket_mb * 1e6))
+    try:
+        check_options(comm.size, args.zero, args.sync or "ring", args.compress, bucket_bytes, args.reproducible)
+    except ValueError as error:
+        return in_options(str(error), args)
+    given = {option(name): getattr(args, name) for name in ("local_sgd", "diloco")}
+    alone = [name for name, steps in given.items() if steps]
+    if len(alone) == 2:
+        return "--local-sgd with --diloco: ranks that train alone are joined by the one or the other"
+    unfit = {
+        "--zero": args.zero,
+        "--compress": args.compress,
+        "--bucket-mb": args.bucket_mb,
+        "--reproducible": args.reproducible,
+    }
+    for name, value in unfit.items():
+        if alone and value:
+            return f"{name} {value} with {alone[0]}: there gradients stay on their rank"
+    if args.compress and args.sync:
+        return f"--sync {args.sync} with --compress {args.compress}: a compression has its own way of adding up"
+    if args.reproducible:
+        if args.accumulate > 1:
+            return f"--accumulate {args.accumulate} with --reproducible: that cuts batches into microbatches already"
+        if args.clip and args.zero:
+            return f"--clip with --reproducible and --zero {args.zero}: the norm is added up by rank"
+        if args.partition == "hierarchical":
+            return "--partition hierarchical with --reproducible: it depends on the ranks of each host"
+        if args.partition_picture:
+            return "--partition-picture with --reproducible: microbatches are dealt, not ranks' shares"
+    return ""
+
+
+def option(name: str) -> str:
+    """As it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def in_options(message: str, args: argparse.Namespace) -> str:
+    """A message of data_parallel's, with options in the place of arguments."""
+    message = re.sub(r"algorithm '(\w+)':", rf"--sync \1 with --zero {args.zero}:", message)
+    message = re.sub(r"^compress '[^']*':", f"--compress {args.compress}:", message)
+    message = re.sub(r"bucket_bytes=\d+", f"--bucket-mb {args.bucket_mb}", message)
+    return re.sub(r"\b(zero|compress|reproducible)='?([^'\s:,]+(?::[\d.]+)?)'?", r"--\1 \2", message)
+
+
+def json_name(args: argparse.Namespace) -> str:
+    """The strategy in the JSON line."""
+    if args.local_sgd:
+        return f"local-sgd every={args.local_sgd}"
+    if args.diloco:
+        return f"diloco every={args.diloco}"
+    how = f"compress={args.compress}" if args.compress else f"{args.sync} zero={args.zero}"
+    if args.reproducible:
+        how = f"reproducible={args.reproducible} zero={args.zero}"
+    return f"data-parallel {how}" + (f" accumulate={args.accumulate}" if args.accumulate > 1 else "")

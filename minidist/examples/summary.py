@@ -1,0 +1,34 @@
+"""What a run has cost: bytes, time and memory of a rank, from the meters of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import minidist as md
+from minidist.comm import Communicator
+from minidist.parallel.meter import Meter
+
+
+def costs_of(meter: Meter, comm: Communicator, seconds: float, steps: int) -> dict[str, Any]:
+    """A step of a rank, in the mean over ranks; and the most memory that any rank has used. Every rank calls it."""
+    mine = [meter.sent_bytes, meter.sent_messages, seconds - meter.waited, meter.communicated, meter.hidden]
+    mean = md.collectives.all_reduce(comm, np.array(mine, float), "mean") / max(steps, 1)
+    peak = md.collectives.all_reduce(comm, np.array(list(meter.memory.values()), np.int64), "max")
+    names = ("sent_bytes", "sent_messages", "compute_seconds", "communication_seconds", "hidden_seconds")
+    return {
+        "a_step": dict(zip(names, mean.tolist(), strict=True)),
+        "peak_bytes": dict(zip(meter.memory, peak.tolist(), strict=True)),
+    }
+
+
+def in_words(costs: dict[str, Any]) -> str:
+    """Two lines."""
+    step, peak = costs["a_step"], costs["peak_bytes"]
+    ms = {name: f"{1e3 * step[f'{name}_seconds']:.2f} ms" for name in ("compute", "communication", "hidden")}
+    return (
+        f"a step of a rank: sent {step['sent_bytes'] / 1e6:.3f} MB in {step['sent_messages']:.1f} messages; computing "
+        f"{ms['compute']}, communicating {ms['communication']}, of which {ms['hidden']} hidden\n"
+        "peak memory of a rank: " + ", ".join(f"{kind} {nbytes / 1e6:.1f} MB" for kind, nbytes in peak.items())
+    )
