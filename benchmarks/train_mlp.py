@@ -1,20 +1,20 @@
 """How fast is training the document's network, beside PyTorch?
 
-    python benchmarks/train_mlp.py [--ranks 1 2 4] [--repeats 3] [--epochs 10] [--save]
+    python benchmarks/train_mlp.py [--ranks 1 2 4] [--batch 128 32] [--repeats 3] [--epochs 10] [--save]
 
-784-1024-10, ReLU, cross-entropy, Adam, 60,000 images of MNIST, batch 128 a rank, float32, one BLAS thread a rank on
-both sides. The contenders:
+784-1024-10, ReLU, cross-entropy, Adam, 60,000 images of MNIST, batch 128 or 32 a rank, float32, one BLAS thread a rank
+on both sides. The contenders:
 
-    minidist           data_parallel with the ring: plain (zero=0), and with the optimizer sharded (zero=1)
+    minidist           data_parallel: plain (zero=0), and with the optimizer sharded (zero=1)
     PyTorch            eager, fused Adam; on several ranks DistributedDataParallel over Gloo
     PyTorch, flushing  the same after torch.set_flush_denormal(True), which is off by default
 
 What to expect. A step's products cost 4 · 128 · 784 · 1024 flops a rank (no gradient for the images): 2.7 ms at
-150 GFLOP/s. Adam touches 4 arrays of 3.26 MB ten times over, from cache: 1.1 ms; with zero=1 a P-th of it. The ring
-sends 2 (P-1)/P · 3.26 MB a rank through shared memory: 0.5 ms on 2 ranks, 1.7 ms on 4. On fewer cores than ranks all
-of it takes turns. From the second epoch on Adam's averages meet subnormal numbers, on which processors are slow;
-minidist's optimizers sweep them out (optim.optimizer.flush_subnormals), PyTorch's step takes three times as long. So
-the first epoch and the whole job are both told.
+150 GFLOP/s; with batch 32 a quarter of it. Adam touches 4 arrays of 3.26 MB ten times over, from cache: 1.1 ms; with
+zero=1 a P-th of it. 2 (P-1)/P · 3.26 MB a rank go through shared memory: 0.3 to 0.5 ms on 2 ranks, 1 to 1.7 ms on 4.
+On fewer cores than ranks all of it takes turns. From the second epoch on Adam's averages meet subnormal numbers, on
+which processors are slow; minidist's optimizers sweep them out (optim.optimizer.flush_subnormals), PyTorch's step takes
+three times as long. So the first epoch and the whole job are both told.
 
 How it is measured. Each repeat starts every contender once, in turn, as processes of their own, fed by the same loader;
 30 steps to warm up, then the epochs, between barriers. A repeat counts its slowest rank; the table gives the median
@@ -38,12 +38,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 from common import ONE_THREAD, RESULTS, machine, spread
 
-BATCH, WARM_UP = 128, 30
+WARM_UP = 30
 
 
 # -- a rank ---------------------------------------------------------------------------------------------------------
@@ -53,7 +53,8 @@ def loader_of(rank: int, size: int):
     """This rank's share of the images, for either side."""
     from minidist.data import Loader, read_mnist
 
-    return Loader(*read_mnist("train"), batch_size=BATCH * size, rank=rank, size=size)
+    batch_size = int(os.environ["BENCHMARK_BATCH"]) * size
+    return Loader(*read_mnist("train"), batch_size=batch_size, rank=rank, size=size)
 
 
 def rank_of_minidist(zero: int) -> dict:
@@ -139,13 +140,13 @@ def timed(step, loader, barrier, rank: int) -> dict:
 # -- the whole ------------------------------------------------------------------------------------------------------
 
 
-def launch(contender: str, ranks: int, epochs: int) -> dict:
+def launch(contender: str, ranks: int, batch: int, epochs: int) -> dict:
     """Start one contender on so many ranks; what its slowest rank took, and what it began with."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--contender", contender, "--folder", folder]
         if ranks > 1:
             command = ["mpirun", "-n", str(ranks), *command]
-        environment = {**os.environ, **ONE_THREAD, "BENCHMARK_EPOCHS": str(epochs)}
+        environment = {**os.environ, **ONE_THREAD, "BENCHMARK_EPOCHS": str(epochs), "BENCHMARK_BATCH": str(batch)}
         begun = time.time()
         subprocess.run(command, env=environment, check=True, timeout=900)
         reports = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
@@ -195,6 +196,7 @@ def autograd_overhead() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 32], help="samples a rank")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results/")
@@ -217,19 +219,19 @@ def main() -> None:
         "",
     ]
     columns = f"{'first epoch':<27}{'whole job':<27}{'against PyTorch':<22}{'start-up s':<12}peak MB/rank"
-    lines.append(f"{'ranks':>5}  {'contender':<26}{columns}")
+    lines.append(f"{'ranks':>5}{'batch':>7}  {'contender':<26}{columns}")
     print("\n".join(lines), flush=True)
-    for ranks in args.ranks:
+    for batch, ranks in product(args.batch, args.ranks):
         contenders = ["minidist:0", *["minidist:1"] * (ranks > 1), "pytorch", "pytorch:flush"]
         runs: dict[str, list[dict]] = {name: [] for name in contenders}
         for _ in range(args.repeats):
             for name in contenders:
-                runs[name].append(launch(name, ranks, args.epochs))
+                runs[name].append(launch(name, ranks, batch, args.epochs))
         check_losses(runs)
         for name in contenders:
             ratios = [mine["whole"] / theirs["whole"] for mine, theirs in zip(runs[name], runs["pytorch"], strict=True)]
             line = (
-                f"{ranks:>5}  {label(name, ranks):<26}"
+                f"{ranks:>5}{batch:>7}  {label(name, ranks):<26}"
                 f"{spread([r['first_epoch'] for r in runs[name]], ',.0f'):<27}"
                 f"{spread([r['whole'] for r in runs[name]], ',.0f'):<27}"
                 f"{spread(ratios, '.2f'):<22}"
@@ -250,7 +252,7 @@ def label(name: str, ranks: int) -> str:
     kind, _, option = name.partition(":")
     if kind == "pytorch":
         return ("PyTorch" if ranks == 1 else "PyTorch DDP") + ", flushing" * (option == "flush")
-    return "minidist" if ranks == 1 else f"minidist, ring, zero={option}"
+    return "minidist" if ranks == 1 else f"minidist, zero={option}"
 
 
 def check_losses(runs: dict[str, list[dict]]) -> None:
