@@ -4,6 +4,8 @@ A node (`tensor.Function`) is made by every recorded operation and points to its
 
     order, inputs, needs          when it was made; its inputs; which of them want a gradient
     backward(dy) -> dx, ...       its derivative
+    announces, announce()         whether it wants to know that a backward will go through it; what to call, with the
+                                  leaves that the backward will reach, when all such nodes know
     check_saved(), free()         fetch its saved arrays, and see whether they are what they were; let go of them
 
 and of a tensor: `_node` (what computed it; None for a leaf), `grad`, `_accumulate`, `_hooks`, `_grad_buffer`.
@@ -64,6 +66,8 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
     token = _callbacks.set([])
     try:
         nodes, uses = _reachable(root)
+        for start in dict.fromkeys(node.announce() for node in nodes if node.announces):
+            start(uses.keys())
         # A leaf used once, with no gradient so far, may have it written straight into its buffer.
         direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_buffer is not None}
         gradients: dict[Tensor | Function, Array] = {root._node or root: seed}
@@ -92,7 +96,9 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
                     uses[x] -= 1
                     if uses[x] == 0:
                         _finish(x, gradients)
-            if not retain_graph:
+            if retain_graph:
+                node.put_back()
+            else:
                 node.free()
         for callback in _callbacks.get() or ():
             callback()

@@ -179,14 +179,14 @@ def full(shape: Shape, value: Any, dtype: Any = np.float32, device: str = "cpu")
 class Absent(np.ndarray):
     """What a parameter's array is while the array itself is elsewhere: of its shape and dtype, and without memory."""
 
-    def __array_ufunc__(self, *args: Any, **kwargs: Any) -> Any:
+    def refuse(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise, whatever is asked of it."""
         raise RuntimeError(
             "a sharded parameter (zero=3) is used outside of its module's forward: call the module that owns it; or "
             "let all parameters be there for a while: `with network.whole():`, on every rank"
         )
 
-    def __array_function__(self, *args: Any) -> Any:
-        self.__array_ufunc__()
+    __array_ufunc__ = __array_function__ = __getitem__ = copy = tolist = item = refuse
 
 
 def absent(shape: Shape, dtype: Any = np.float32, device: str = "cpu") -> Array:
@@ -210,6 +210,8 @@ def to(array: Array, device: str) -> Array:
 
 def to_numpy(array: Array) -> np.ndarray:
     """`array` in host memory: itself if it is a NumPy array, a copy if it is a CuPy one (waits for the GPU)."""
+    if isinstance(array, Absent):
+        array.refuse()
     return cupy().asnumpy(array) if on_gpu(array) else np.asarray(array)
 
 

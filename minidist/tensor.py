@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from .backend import Array
 
 Hook = Callable[["Tensor"], None]
 
-_creation_order = count()
+_creation_order = count(1)
 
 
 class Tensor:
@@ -101,6 +101,8 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
+        if isinstance(self.data, backend.Absent):
+            return f"tensor(sharded, shape={self.shape}, dtype={self.dtype})"
         text = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
         kind = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
         where = "" if self.device == "cpu" else f", device={self.device!r}"
@@ -224,18 +226,21 @@ class Tensor:
                 raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
         run_backward(self, seed, retain_graph)
 
-    def register_post_accumulate_grad_hook(self, hook: Hook) -> Callable[[], None]:
+    def register_post_accumulate_grad_hook(self, hook: Hook, last: bool = False) -> Callable[[], None]:
         """Call hook(self) in every backward, as soon as this leaf's gradient is finished; returns what removes it.
 
         Finished means: every use of the leaf in this graph has contributed. Leaves finish in the reverse of the order
-        of their use, so a network's last layers first: what communication overlaps with.
+        of their use, so a network's last layers first: what communication overlaps with. Hooks are called in the order
+        in which they were registered, those that want to be `last` after the others.
         """
         if not (self.is_leaf and self.requires_grad):
             raise RuntimeError("hooks on a finished gradient need a leaf that requires a gradient")
         self._hooks = {} if self._hooks is None else self._hooks
-        key = next(_creation_order)
+        key = -next(_creation_order) if last else next(_creation_order)
         hooks = self._hooks
         hooks[key] = hook
+        for after in [k for k in hooks if k < 0 < key]:
+            hooks[after] = hooks.pop(after)
         return lambda: (hooks.pop(key, None), None)[1]
 
     def _accumulate(self, dx: Array) -> None:
@@ -306,6 +311,7 @@ class Function(ABC):
     """
 
     is_view = False  # the result shares memory with the first input
+    announces = False  # whether `announce` is to be called when a backward that goes through this node begins
     bringing = False  # whether among `saved` there are functions that bring arrays back
 
     inputs: tuple[Any, ...] | None
@@ -320,6 +326,10 @@ class Function(ABC):
     @abstractmethod
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """The gradient of each input, given that of the result."""
+
+    def announce(self) -> Callable[[Iterable[Tensor]], None]:
+        """A backward will go through this node. Returns what is to be called, with the leaves it will reach, then."""
+        raise NotImplementedError(f"{type(self).__name__} announces nothing")
 
     def save(self, *arrays: Array) -> Array:
         """Keep arrays for backward, if there will be one; returns the first."""
@@ -372,8 +382,13 @@ class Function(ABC):
                     f"version {version[0]}, saved at {saved_at}): change a copy (x.clone()), or do it after backward"
                 )
         if self.bringing:
+            self.packed = self.saved
             self.saved = tuple([array() if callable(array) else array for array in self.saved])
-            self.bringing = False
+
+    def put_back(self) -> None:
+        """Let go of arrays that were brought back: another backward will bring them again."""
+        if self.bringing:
+            self.saved = self.packed
 
     def free(self) -> None:
         """Let go of the saved arrays and of the graph behind."""
@@ -384,6 +399,7 @@ class Function(ABC):
     # Set by `apply`; declared here for readers and type checkers.
     needs: tuple[bool, ...]
     recording: bool
+    packed: tuple[Any, ...]
     order: int
 
 

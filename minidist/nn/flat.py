@@ -29,6 +29,7 @@ class FlatBuffer:
     data, grad           (n,) arrays of the parameters' dtype, on their device
     bounds               (start, stop) of each parameter within them, in the order given
     size, dtype, device  of the arrays, whether they are there or not
+    has_grad             for each parameter, whether it has a gradient that is kept elsewhere (sharded); else None
     """
 
     def __init__(self, parameters: list[Parameter], data: Array = None):
@@ -40,6 +41,7 @@ class FlatBuffer:
         self.size, self.dtype, self.device = stops[-1], parameters[0].dtype, parameters[0].device
         self.data: Array = data
         self.views: list[Array] = []  # what each parameter's data was made
+        self.has_grad: list[bool] | None = None
         self._grad: Array = None
         self._grad_views: list[Array] = []
         values = [p.data for p in parameters]
@@ -134,6 +136,15 @@ class FlatBuffer:
         self._grad, self._grad_views = None, []
         for p in self.parameters:
             p.grad = None
+
+    def gradients(self) -> list[bool]:
+        """For each parameter, whether it has a gradient."""
+        return [p.grad is not None for p in self.parameters] if self.has_grad is None else self.has_grad
+
+    def forget(self, p: Parameter) -> None:
+        """A parameter's gradient is of no more use, wherever it is kept."""
+        if self.has_grad is not None:
+            self.has_grad = [has and other is not p for has, other in zip(self.has_grad, self.parameters, strict=True)]
 
     def collect(self) -> None:
         """Take in the gradients that were set by hand (p.grad = …), so that `grad` has them too."""

@@ -30,10 +30,12 @@ class Parameter(Tensor):
 
     def forget_grad(self, set_to_none: bool = True) -> None:
         """No gradient; or, with set_to_none=False, one of zeros where there is one."""
+        if self._flat is not None:
+            self._flat.forget(self)
         if set_to_none or self.grad is None:
             self.grad = None
         else:
-            self.grad.zero_()
+            self.grad = Tensor(self.grad.zero_().data)  # a new one, which no strategy knows as an average
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parameter:
         """A parameter of its own memory, in no flat buffer and without hooks; with a copy of the gradient, if any."""
@@ -68,30 +70,32 @@ class Module(ABC):
 
     training = True
     _buffer_names: tuple[str, ...] = ()
-    _pre_hooks: tuple[Callable[[Module, tuple[Any, ...]], None], ...] = ()
-    _hooks: tuple[Callable[[Module, tuple[Any, ...], Any], None], ...] = ()
+    _pre_hooks: tuple[tuple[Callable[[Module, tuple[Any, ...]], None]], ...] = ()  # each in a tuple of its own
+    _hooks: tuple[tuple[Callable[[Module, tuple[Any, ...], Any], None]], ...] = ()
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What calling the module does."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for before in self._pre_hooks:
+        for (before,) in self._pre_hooks:
             before(self, args)
         result = self.forward(*args, **kwargs)
-        for after in self._hooks:
+        for (after,) in self._hooks:
             after(self, args, result)
         return result
 
     def register_forward_pre_hook(self, hook: Callable[[Module, tuple[Any, ...]], None]) -> Callable[[], None]:
         """Call hook(module, args) before each forward; returns what removes it. What it returns is not used."""
-        self._pre_hooks = (*self._pre_hooks, hook)
-        return lambda: setattr(self, "_pre_hooks", tuple(h for h in self._pre_hooks if h is not hook))
+        mine = (hook,)
+        self._pre_hooks = (*self._pre_hooks, mine)
+        return lambda: setattr(self, "_pre_hooks", tuple(h for h in self._pre_hooks if h is not mine))
 
     def register_forward_hook(self, hook: Callable[[Module, tuple[Any, ...], Any], None]) -> Callable[[], None]:
         """Call hook(module, args, result) after each forward; returns what removes it. What it returns is not used."""
-        self._hooks = (*self._hooks, hook)
-        return lambda: setattr(self, "_hooks", tuple(h for h in self._hooks if h is not hook))
+        mine = (hook,)
+        self._hooks = (*self._hooks, mine)
+        return lambda: setattr(self, "_hooks", tuple(h for h in self._hooks if h is not mine))
 
     def register_buffer(self, name: str, value: Tensor | None) -> None:
         """Make a tensor part of the state, under its attribute's name."""
@@ -151,10 +155,10 @@ class Module(ABC):
 
     def state_dict(self) -> dict[str, Array]:
         """Parameters and buffers as arrays, by PyTorch's names and in its layouts. Views, not copies."""
-        state = dict(self._named_state(True, True))
-        if any(isinstance(t.data, backend.Absent) for t in state.values()):
+        state = {name: t.data for name, t in self._named_state(True, True)}
+        if any(isinstance(array, backend.Absent) for array in state.values()):
             raise RuntimeError("the parameters are sharded (zero=3): ask the model that data_parallel returned")
-        return {name: t.data for name, t in state.items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy arrays (or tensors, of PyTorch's too) into the parameters and buffers of the same names, in place.

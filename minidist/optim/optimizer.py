@@ -43,6 +43,7 @@ def flush_subnormals(average: Array, decay: float, step: int, scratch: Array) ->
         xp.multiply(average, scratch > 1e8 * np.finfo(average.dtype).tiny, out=average)
 
 
+Scratch = dict[tuple[Any, str], list[Array]]  # of each dtype and device, two arrays
 Piece = tuple[Array, Array, dict[str, Array], Array, Array]  # parameters, gradients, state, and two scratch arrays
 
 
@@ -53,7 +54,6 @@ class Part:
     data, grad   arrays of stop - start elements: the buffer's own, or others that were put in their place
     state        arrays of stop - start elements, by name; empty before the first step
     steps        for each of the buffer's parameters, how many updates it has had
-    has_grad     for each of them, whether `grad` holds a gradient of it; None where the parameters' own tell
     """
 
     def __init__(self, group: Group, flat: FlatBuffer):
@@ -66,7 +66,6 @@ class Part:
         self.views: dict[tuple[int, int], list[Piece]] = {}  # of each stretch, once `pieces` has made them
         self.own_data: Array = None
         self.own_grad: Array = None
-        self.has_grad: list[bool] | None = None
 
     @property
     def data(self) -> Array:
@@ -75,6 +74,11 @@ class Part:
     @property
     def grad(self) -> Array:
         return self.flat.grad[self.start : self.stop] if self.own_grad is None else self.own_grad
+
+    def put(self, data: Array) -> None:
+        """Work on this array, of stop - start elements, in the place of the buffer's own."""
+        self.own_data = data
+        self.views.clear()
 
     def shard(self, start: int, stop: int) -> None:
         """Update, and keep state for, this part only. Before the first step."""
@@ -93,19 +97,18 @@ class Part:
             parts.append(part)
         return parts
 
-    def gradients(self) -> list[bool]:
-        """For each of the buffer's parameters, whether it has a gradient."""
-        return [p.grad is not None for p in self.flat.parameters] if self.has_grad is None else self.has_grad
-
-    def allocate(self, names: tuple[str, ...]) -> None:
-        """Make the state: zeros; and scratch for the updates."""
+    def allocate(self, names: tuple[str, ...], scratch: Scratch) -> None:
+        """Make the state: zeros; and find room for the updates, which all parts of a dtype share."""
         if self.state.keys() != set(names) or not self.scratch:
             n, dtype, device = self.stop - self.start, self.flat.dtype, self.flat.device
             if self.state.keys() != set(names):
                 self.state = {name: backend.full((n,), 0, dtype, device) for name in names}
             # A GPU has no use for small pieces: there every call costs a kernel.
             self.piece = n if device != "cpu" else PIECE
-            self.scratch = [backend.empty((min(self.piece, n),), dtype, device) for _ in "tu"]
+            room = min(self.piece, n)
+            if len(scratch.get((dtype, device), [()])[0]) < room:
+                scratch[dtype, device] = [backend.empty((room,), dtype, device) for _ in "tu"]
+            self.scratch = scratch[dtype, device] if room else [backend.empty((0,), dtype, device)] * 2
             self.views.clear()
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
@@ -127,7 +130,7 @@ class Part:
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """(start, stop, step): stretches of parameters that have a gradient and are equally old; counts the step."""
         begin = end = step = 0
-        has_grad = self.gradients()
+        has_grad = self.flat.gradients()
         for i, (p, (start, stop)) in enumerate(zip(self.flat.parameters, self.flat.bounds, strict=True)):
             if not has_grad[i]:
                 continue
@@ -166,6 +169,7 @@ class Optimizer(ABC):
             raise ValueError("a parameter stands twice in an optimizer's list")
         for group in self.param_groups:
             self.check(group)
+        self._scratch: Scratch = {}
         self.parts = [Part(group, flat) for group in self.param_groups for flat in flatten(group["params"])]
 
     @abstractmethod
@@ -194,7 +198,7 @@ class Optimizer(ABC):
         """Do one of the parts of `step`."""
         part.flat.check()
         part.flat.collect()
-        part.allocate(self.names_of_state(part.group))
+        part.allocate(self.names_of_state(part.group), self._scratch)
         for start, stop, step in part.runs():
             for p, g, state, t, u in part.pieces(start, stop) if start < stop else ():
                 self.update(p, g, state, t, u, part.group, step)
@@ -204,9 +208,6 @@ class Optimizer(ABC):
         for group in self.param_groups:
             for p in group["params"]:
                 p.forget_grad(set_to_none)
-        for part in self.parts:
-            if part.has_grad is not None:
-                part.has_grad = [False] * len(part.has_grad)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class Optimizer(ABC):
             self.check(group)
         number = {p: i for i, p in enumerate(p for g in self.param_groups for p in g["params"])}
         for part in self.parts:
-            part.allocate(self.names_of_state(part.group))
+            part.allocate(self.names_of_state(part.group), self._scratch)
             for i, (p, (start, stop)) in enumerate(zip(part.flat.parameters, part.flat.bounds, strict=True)):
                 entry = saved["state"].get(number[p], {})
                 present = {name: value for name, value in entry.items() if value is not None}

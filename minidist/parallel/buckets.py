@@ -97,14 +97,15 @@ class Bucket:
         self._handle: Handle | None = None
         self._averaged: dict[Tensor, Tensor] = {}  # gradients that nothing can be added to any more
 
-    def expect(self) -> None:
-        """A backward begins."""
-        self.missing = sum(p.requires_grad for p in self.part.flat.parameters)
+    def expect(self, leaves: set[Tensor]) -> None:
+        """A backward begins, that will reach these."""
+        self.missing = sum(p in leaves for p in self.part.flat.parameters)
 
-    def start(self, weight: float | None, background: bool) -> None:
+    def start(self, weight: float | None, background: bool, check: bool = True) -> None:
         """Begin to add up. weight: of this rank's gradients in the sum; None where all ranks' are equal."""
         flat = self.part.flat
-        self.check_fresh()
+        if check:
+            self.check_fresh()
         gradient = flat.gradient()
         self.used = [p.grad is not None for p in flat.parameters]
         self.meter.weigh()
@@ -143,25 +144,23 @@ class Bucket:
 
     def _take(self, chunk: Array) -> None:
         """Add this rank's chunk to what earlier backwards have left of it."""
-        assert self.part.has_grad is not None
-        if any(self.part.has_grad):
-            self.part.own_grad += chunk
-        else:
-            self.part.own_grad[...] = chunk
+        part, has_grad = self.part, self.part.flat.gradients()
+        if not any(has_grad):
+            part.own_grad[...] = chunk
+            return
+        for has, (start, stop) in zip(has_grad, part.flat.bounds, strict=True):
+            if not has:
+                part.own_grad[max(start - part.start, 0) : max(stop - part.start, 0)] = 0
+        part.own_grad += chunk
 
     def note(self, anywhere: list[bool]) -> None:
         """A parameter that only other ranks used has a gradient now. One that nobody used has none, as on one rank."""
-        if self.part.has_grad is not None:
-            self.part.has_grad = [a or b for a, b in zip(self.part.has_grad, anywhere, strict=True)]
+        flat = self.part.flat
+        if flat.has_grad is not None:
+            flat.has_grad = [a or b for a, b in zip(flat.has_grad, anywhere, strict=True)]
             return
-        for i, (p, used) in enumerate(zip(self.part.flat.parameters, anywhere, strict=True)):
+        for i, (p, used) in enumerate(zip(flat.parameters, anywhere, strict=True)):
             if used and p.grad is None:
-                p.grad = Tensor(self.part.flat.room(i))
+                p.grad = Tensor(flat.room(i))
         if self.zero or self.final:
-            self._averaged = {p: p.grad for p in self.part.flat.parameters if p.grad is not None}
-
-    def give_up(self) -> None:
-        """A backward has failed: let what is on its way end, and forget it."""
-        if self._handle is not None:
-            handle, self._handle = self._handle, None
-            handle.settle()
+            self._averaged = {p: p.grad for p in flat.parameters if p.grad is not None}

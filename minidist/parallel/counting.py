@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..backend import Array
 from ..tensor import Function, Tensor
 
+Start = Callable[[Iterable[Tensor]], None]  # what is called when all have told, with the leaves that will be reached
+
 
 class Counted(Function):
-    """y, unchanged. Its backward says that the samples of this forward take part.
+    """y, unchanged. When a backward begins that goes through it, it says that the samples of this forward take part.
 
     Not every forward is followed by a backward (one that forgot no_grad, in an evaluation), so forward can't count.
     """
 
     is_view = True
+    announces = True
 
-    def forward(self, y: Array, tell: Callable[[], None]) -> Array:
+    def forward(self, y: Array, tell: Callable[[], Start]) -> Array:
         self.tell = tell
         return y
 
+    def announce(self) -> Start:
+        return self.tell()
+
     def backward(self, dy: Array) -> tuple[Array]:
-        self.tell()
         return (dy,)
 
 
-def counted(y: Any, tell: Callable[[], None]) -> Any:
+def counted(y: Any, tell: Callable[[], Start]) -> Any:
     """`y` with each tensor in it counted: a tensor, or a tuple, list or dict of such."""
     if isinstance(y, Tensor):
         return Counted.apply(y, tell=tell)

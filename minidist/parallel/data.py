@@ -14,7 +14,9 @@ Source  Li et al. 2020, PyTorch Distributed; Rajbhandari et al. 2020, ZeRO
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -26,13 +28,13 @@ from .. import backend
 from ..autograd import after_backward, bytes_kept, is_grad_enabled
 from ..collectives import all_gather, all_reduce
 from ..comm import Communicator
-from ..comm.handle import progress
+from ..comm.handle import Handle, progress
 from ..nn import Module
 from ..optim import Optimizer, clip_grad_norm_
 from ..optim.clip import clip_arrays
 from ..tensor import Tensor
 from .buckets import Bucket, cut, cut_by_layer, size_of_buckets
-from .counting import counted, tensors_in
+from .counting import Start, counted, tensors_in
 from .layers import Layers
 from .meter import Meter
 from .reproducible import FixedBucket, Microbatches
@@ -82,7 +84,7 @@ def data_parallel(
                   Each gets a backward, from the mean over its samples, all but the last under no_sync. With zero 0, 1
     Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring,
                   3 n (P-1)/P in 3 (P-1) a layer with zero=3; and an all-gather, in ceil(lg P) messages, of 8 bytes a
-                  rank and 8 more a parameter tensor (two of them where there are several buckets)
+                  rank and 8 more a parameter tensor (where there are several buckets, another of 16 bytes)
     Errors        ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have; what
                   does not go together. TypeError: a pair that has been through here
     """
@@ -97,14 +99,17 @@ def data_parallel(
         nbytes = size_of_buckets(comm, zero) if bucket_bytes is None else bucket_bytes
         optimizer.parts = [piece for part in optimizer.parts for piece in cut(part, nbytes)]
     meter = Meter(comm, optimizer)
-    sharded = ShardedOptimizer(optimizer, comm, zero, algorithm, meter) if zero else optimizer
-    layers = Layers(model, optimizer.parts, comm, algorithm, meter) if zero == 3 else None
+    sharded = ShardedOptimizer(optimizer, model, comm, zero, algorithm, meter) if zero else optimizer
+    layers = sharded.layers if isinstance(sharded, ShardedOptimizer) else None
     position = {p: i for i, p in enumerate(model.parameters())}
     micro = None if reproducible is None else Microbatches(reproducible, comm)
+    # Several buckets set off at other moments on other ranks, so they must not meet what a layer sends in backward.
+    group = comm.split(0) if len(optimizer.parts) > 1 else comm
+    assert group is not None
     buckets = [
-        Bucket(part, comm, zero, algorithm, make, meter)
+        Bucket(part, group, zero, algorithm, make, meter)
         if micro is None
-        else FixedBucket(part, comm, zero, algorithm, meter, micro)
+        else FixedBucket(part, group, zero, algorithm, meter, micro)
         for part in optimizer.parts
     ]
     buckets.sort(key=lambda bucket: -min(position.get(p, -1) for p in bucket.part.flat.parameters))
@@ -134,12 +139,13 @@ class DataParallel(Module):
         self._largest = 0  # samples of the largest forward so far
         self._samples = 0  # of the backwards under no_sync since the last average
         self._told: int | None = None  # what `count` was told
+        self._telling: Handle | None = None  # on its way: ranks tell one another what they will do
         self._taken: dict[object, int] = {}  # of each forward that this backward goes through: its samples
-        self._start_backward()
+        self._start_anew()
         for bucket in buckets:
             for p in bucket.part.flat.parameters:
                 if p.requires_grad:
-                    p.register_post_accumulate_grad_hook(partial(self._finished, bucket))
+                    p.register_post_accumulate_grad_hook(partial(self._finished, bucket), last=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """D.3(3): this rank's share of the batch, through its own copy of the model."""
@@ -174,68 +180,89 @@ class DataParallel(Module):
 
         For losses that are means over something else than samples (tokens that are no padding), of which ranks have
         different numbers: all that were taken in since the last average. Every rank calls it before the backward that
-        averages; with `reproducible`, before each backward, for that one.
+        averages; with `reproducible`, before each backward, for that one. SyncBatchNorm knows nothing of it, and weighs
+        ranks by their samples.
         """
-        if number < 0:
+        if operator.index(number) < 0:
             raise ValueError(f"count({number}): less than 0")
-        self._told = number
+        self._told = operator.index(number)
 
     # -- D.3(4) ---------------------------------------------------------------------------------------------------
 
-    def _take_in(self, key: object, samples: int) -> None:
-        """Backward has come to the result of one of our forwards."""
-        if self._weight is not None:
-            raise RuntimeError(
-                "one backward goes through two forwards of this model that use different parameters, and the first "
-                "buckets are on their way: give data_parallel a bucket_bytes as large as the model"
-            )
+    def _take_in(self, key: object, samples: int) -> Start:
+        """A backward will go through one of our forwards."""
+        if self._samples and not self._taken and self.micro is None and not any(self._used()):
+            self._samples = 0  # of gradients that were thrown away
         self._taken[key] = samples
-        after_backward(self._synchronise)
+        return self._begin
 
-    def _start_backward(self) -> None:
+    def _begin(self, leaves: Iterable[Tensor]) -> None:
+        """A backward begins, that will reach these."""
+        after_backward(self._synchronise)
+        reached = set(leaves)
+        for bucket in self.buckets:
+            bucket.expect(reached)
+        if self._syncing and len(self.buckets) > 1:
+            plan = bytes(p in reached for bucket in self.buckets for p in bucket.part.flat.parameters)
+            self._telling = self._exchange([self._here(), zlib.crc32(plan)])
+
+    def _start_anew(self) -> None:
         self._taken.clear()
         self._next = 0  # the bucket to set off next
+        self._telling = None
         self._weight: tuple[float | None] | None = None  # of this rank's gradients, once all ranks have told
+        self._alike = False  # whether all ranks will reach the same parameters
         self._anywhere: list[bool] | None = None  # which parameters any rank has used
-        for bucket in self.buckets:
-            bucket.expect()
 
     def _give_up(self) -> None:
-        for bucket in self.buckets:
-            bucket.give_up()
+        """Forget what a backward that failed has left."""
+        if self._telling is not None:
+            # All ranks come to the same place: every bucket has been on its way, and what was in it is of no use.
+            self._agree()
+            for bucket in self.buckets[self._next :]:
+                bucket.start(0.0, background=True, check=False)
+            for bucket in self.buckets:
+                bucket.finish()
         if self.layers is not None:
-            self.layers.release()
-        self._start_backward()
+            self.layers.release_all()
+        self._start_anew()
 
     def _finished(self, bucket: Bucket, _: Tensor) -> None:
         """A parameter's gradient is finished: if it was the last of the bucket's, that can set off."""
         after_backward(self._synchronise)
         bucket.missing -= 1
         if self.layers is not None and not bucket.missing:
-            self.layers.of(bucket.part).release()
-        if self._syncing and len(self.buckets) > 1:
-            progress(self.comm.in_flight)
-            # In one order on all ranks, whatever the order of the gradients; and not before the samples are known.
-            while self._taken and self._next < len(self.buckets) and self.buckets[self._next].missing <= 0:
-                self._set_off()
+            self.layers.release(self.layers.of(bucket.part))
+        if self._telling is not None:
+            with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
+                progress(self.comm.in_flight)
+                self._agree()
+                # In one order on all ranks, whatever the order of the gradients. Where ranks use other parameters each,
+                # they would set off at different moments, and might wait for one another for ever, in a layer that
+                # communicates: then all buckets set off at the end.
+                while self._alike and self._next < len(self.buckets) and self.buckets[self._next].missing <= 0:
+                    self._set_off()
 
     def _set_off(self) -> None:
         """Start the next bucket."""
-        with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
-            if self._weight is None:
-                self._agree()
-            assert self._weight is not None
-            self.buckets[self._next].start(*self._weight, background=len(self.buckets) > 1)
-            if self.zero >= 2 and self._next:  # so that the whole gradients of two buckets are there at most
-                self.buckets[self._next - 1].finish()
-            self._next += 1
+        assert self._weight is not None
+        self.buckets[self._next].start(*self._weight, background=len(self.buckets) > 1)
+        if self.zero >= 2 and self._next:  # wait, so that the whole gradients of two buckets are there at most
+            self.buckets[self._next - 1].finish()
+        self._next += 1
 
     def _agree(self) -> None:
-        """Tell one another how many samples were taken in; where all is in one bucket, what _agree_on_use does too."""
-        here = self._here()
-        counts = self._exchange([here, *(self._used() if len(self.buckets) == 1 else ())])
+        """Know how many samples all ranks took in, and if they will use the same; with one bucket, what they used."""
+        if self._weight is not None:
+            return
+        here, several = self._here(), len(self.buckets) > 1
+        if self._telling is None:
+            self._telling = self._exchange([here, *self._used()])
+        counts = self._telling.wait()
         total = int(counts[:, 0].sum())
-        if len(self.buckets) == 1:
+        if several:
+            self._alike = bool((counts[:, 1] == counts[0, 1]).all())
+        else:
             self._anywhere = np.logical_or.reduce(counts[:, 1:]).tolist()
         if self.micro is not None:
             self._weight = (1 / max(total, 1),)  # of each sample
@@ -256,11 +283,11 @@ class DataParallel(Module):
             return [used for bucket in self.buckets for used in bucket.used]
         return [p.grad is not None for bucket in self.buckets for p in bucket.part.flat.parameters]
 
-    def _exchange(self, mine: list[int]) -> np.ndarray:
-        """All ranks' numbers, (P, len(mine)) int64."""
+    def _exchange(self, mine: list[int]) -> Handle:
+        """What gives all ranks' numbers, (P, len(mine)) int64."""
         told = np.empty((self.comm.size, len(mine)), np.int64)
         told[self.comm.rank] = mine
-        return all_gather(self.comm, told, "bruck")
+        return all_gather(self.buckets[0].comm, told, "bruck", async_op=True)
 
     def _synchronise(self) -> None:
         """Backward is over: the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
@@ -272,12 +299,15 @@ class DataParallel(Module):
             self._samples += sum(self._taken.values())
             self._give_up()
             return
-        while self._next < len(self.buckets):
-            self._set_off()
         with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
+            self._agree()
+            while self._next < len(self.buckets):
+                self._set_off()
             if self._anywhere is None:
-                order = 0 if self.layers is None else self.layers.gathered
-                told = self._exchange([order, *(used for bucket in self.buckets for used in bucket.used)])
+                order = 0
+                if self.layers is not None:
+                    order, self.layers.gathered = self.layers.gathered, 0
+                told = self._exchange([order, *(used for bucket in self.buckets for used in bucket.used)]).wait()
                 self._anywhere = np.logical_or.reduce(told[:, 1:]).tolist()
                 if (told[:, 0] != order).any():
                     raise RuntimeError(
@@ -291,7 +321,7 @@ class DataParallel(Module):
             bucket.note(list(islice(anywhere, len(bucket.used))))
         self.meter.end_step()
         self.meter.weigh()
-        self._samples, self._told = 0, None
+        self._samples, self._told, self._telling = 0, None, None
         self._give_up()
 
     def _keep_leaf(self) -> None:
@@ -322,7 +352,7 @@ class DataParallel(Module):
             part.flat.collect()
             mine += [
                 part.grad[max(start - part.start, 0) : min(stop, part.stop) - part.start]
-                for used, (start, stop) in zip(part.gradients(), part.flat.bounds, strict=True)
+                for used, (start, stop) in zip(part.flat.gradients(), part.flat.bounds, strict=True)
                 if used and max(start, part.start) < min(stop, part.stop)
             ]
         op = "max" if norm_type == math.inf else "sum"

@@ -31,7 +31,7 @@ class Layer:
     def __init__(self, number: int, part: Part, layers: Layers):
         self.number, self.part, self.layers = number, part, layers
         mine = chunk_slice(part.flat.size, layers.comm.size, layers.comm.rank)
-        part.own_data = part.flat.data[mine].copy()
+        part.put(part.flat.data[mine].copy())
         self.mine = mine
         for i, p in enumerate(part.flat.parameters):
             p._bring = partial(self._bring, i)
@@ -56,7 +56,10 @@ class Layer:
             self.part.flat.release_data()
 
     def _bring(self, i: int) -> Array:
-        """Parameter i, for backward."""
+        """Parameter i, for backward, which needs no other layer now."""
+        if self.layers.brought is not self:
+            self.layers.release(self.layers.brought)
+            self.layers.brought = self
         self.gather()
         return self.part.flat.parameters[i].data
 
@@ -71,8 +74,9 @@ class Layers:
     def __init__(self, model: Module, parts: list[Part], comm: Communicator, algorithm: str, meter: Meter):
         self.comm, self.algorithm, self.meter = comm, algorithm, meter
         self.gathered = 0
+        self.brought: Layer | None = None  # the layer that backward has asked for last
         self.all = [Layer(number, part, self) for number, part in enumerate(parts)]
-        self._kept = False
+        self._whole = 0  # how many `with whole()` we are in
         self._of = {id(layer.part): layer for layer in self.all}
         owner = owners_of(model)
         of_module: dict[Module, list[Layer]] = {}
@@ -87,27 +91,39 @@ class Layers:
             layer.gather()
 
     def _after(self, layers: list[Layer], *_: Any) -> None:
-        if not self._kept:
-            for layer in layers:
-                layer.release()
+        for layer in layers:
+            self.release(layer)
 
     def of(self, part: Part) -> Layer:
         return self._of[id(part)]
 
     def gather(self) -> None:
-        """Have the whole model."""
-        self._kept = True
-        self._before(self.all)
+        """Have the whole model, and let the optimizer work in it."""
+        self._whole += 1
+        if self._whole == 1:
+            self._before(self.all)
+            for layer in self.all:
+                layer.part.put(layer.part.flat.data[layer.mine])
 
     def scatter(self) -> None:
         """Take over what the parameters are now, and keep this rank's chunks only."""
-        self._kept = False
-        for layer in self.all:
-            layer.part.own_data[...] = layer.part.flat.data[layer.mine]
+        self._whole -= 1
+        if not self._whole:
+            try:
+                for layer in self.all:
+                    layer.part.flat.check()
+            finally:
+                for layer in self.all:
+                    layer.part.put(layer.part.flat.data[layer.mine].copy())
+                    layer.release()
+
+    def release(self, layer: Layer | None) -> None:
+        """Let go of a layer, but in `with whole()`."""
+        if layer is not None and not self._whole:
             layer.release()
 
-    def release(self) -> None:
-        """A backward is over, or has failed."""
-        if not self._kept:
-            for layer in self.all:
-                layer.release()
+    def release_all(self) -> None:
+        """A backward is over, or a forward or backward has failed."""
+        self.brought = None
+        for layer in self.all:
+            self.release(layer)

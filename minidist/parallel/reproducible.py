@@ -82,7 +82,7 @@ class FixedBucket(Bucket):
         for p in flat.parameters:
             p.grad = None
 
-    def start(self, weight: float | None, background: bool) -> None:
+    def start(self, weight: float | None, background: bool, check: bool = True) -> None:
         """Add up; `weight` is that of one sample."""
         self.meter.weigh(trees=sum(array.nbytes for _, _, array in self.tree.nodes))
         gradient = self.part.flat.grad

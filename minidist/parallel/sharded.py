@@ -29,7 +29,9 @@ from typing import Any
 from .. import backend
 from ..collectives import all_gather, chunk_slice
 from ..comm import Communicator
+from ..nn import Module
 from ..optim import Optimizer
+from .layers import Layers
 from .meter import Meter
 
 
@@ -46,14 +48,23 @@ def bytes_per_rank(stage: int, n: int, ranks: int, parameter: int = 4, gradient:
 class ShardedOptimizer:
     """An optimizer of which each rank keeps and applies 1/P. Made by `data_parallel(…, zero=1)`, or 2, or 3."""
 
-    def __init__(self, optimizer: Optimizer, comm: Communicator, zero: int, algorithm: str, meter: Meter):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: Module,
+        comm: Communicator,
+        zero: int,
+        algorithm: str,
+        meter: Meter,
+    ):
         self.optimizer, self.comm, self.zero, self.algorithm, self.meter = optimizer, comm, zero, algorithm, meter
         for part in optimizer.parts:
             mine = chunk_slice(part.flat.size, comm.size, comm.rank)
             part.shard(mine.start, mine.stop)
             if zero >= 2:
                 part.own_grad = backend.empty((mine.stop - mine.start,), part.flat.dtype, part.flat.device)
-                part.has_grad = [False] * len(part.flat.parameters)
+                part.flat.has_grad = [False] * len(part.flat.parameters)
+        self.layers = Layers(model, optimizer.parts, comm, algorithm, meter) if zero == 3 else None
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -69,15 +80,19 @@ class ShardedOptimizer:
         loss = closure() if closure is not None else None
         gathers = []
         several = len(self.optimizer.parts) > 1
+        if self.layers is not None:
+            self.layers.release_all()
         for part in self.optimizer.parts:
             self.optimizer.update_part(part)
-            if self.zero < 3:
+            if part.flat.data is not None:  # with zero=3, in `with whole()` only
                 with self.meter.waiting(), self.comm.step("D.3(4) gather parameters"):
                     handle = all_gather(self.comm, part.flat.data, algorithm=self.algorithm, async_op=several)
                     gathers.append(handle)
         with self.meter.waiting():
             for handle in gathers if several else ():
                 handle.wait()
+        self.meter.end_step()
+        self.meter.weigh()
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -104,12 +119,15 @@ class ShardedOptimizer:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take over this rank's part of a whole state."""
-        own = [(part, part.start, part.stop) for part in self.optimizer.parts]
+        own = [(part, part.start, part.stop, part.state) for part in self.optimizer.parts]
+        loaded = False
         try:
-            for part, _, _ in own:
+            for part, *_ in own:
                 part.start, part.stop, part.state = 0, part.flat.size, {}
             self.optimizer.load_state_dict(saved)
+            loaded = True
         finally:
-            for part, start, stop in own:
-                part.state = {name: array[start:stop].copy() for name, array in part.state.items()}
-                part.start, part.stop = start, stop
+            for part, start, stop, before in own:
+                new = {name: array[start:stop].copy() for name, array in part.state.items()}
+                part.start, part.stop, part.state = start, stop, new if loaded else before
+                part.views.clear()
