@@ -18,7 +18,7 @@ needs more, beside A bytes of activations:
 
     zero=2    2 B: the gradients of a bucket, of B bytes, while those of the bucket before are on their way
     zero=3    3 L: the same of two layers, of L bytes each, and the parameters of the layer that computes
-    Adam      two scratch arrays of at most 48 Ki numbers, for each bucket (of which plain Adam writes to one)
+    Adam      two scratch arrays of at most 48 Ki numbers (of which plain Adam writes to one)
 
 and sends 2 n (P-1)/P parameters of 4 bytes, or with zero=3, which gathers each layer twice, 3 n (P-1)/P. Larger
 batches, and models with one layer much larger than the others, save less than the table of stages promises. The model

@@ -205,6 +205,45 @@ def test_a_small_run_measures_every_algorithm_and_leaves_gloo_out(tmp_path):
     assert "from 256 KiB up, MPI_Allreduce's time / our best's: geometric mean" in done.stdout
 
 
+SMALL_RUNS = {  # of each script its options, and words of what it says
+    "zero_memory.py": ("--hidden 64 --layers 3 --ranks 2 --steps 1", ["nowhere"]),
+    "scaling.py": (
+        "--simulated 1 4 16 --with-model 4 --ranks 1 2 --repeats 1 --steps 3",
+        ["data_parallel", "hierarchical"],
+    ),
+    "reproducible.py": (
+        "--ranks 1 2 3 --repeats 1 --steps 2 --check-steps 3 --hidden 32 --microbatches 4",
+        ["reproducible", "plain"],
+    ),
+}
+
+
+@needs_mpi
+@pytest.mark.parametrize("script", SMALL_RUNS)
+def test_a_small_run_of_each_finds_its_own_checks_fulfilled(tmp_path, script):
+    options, words = SMALL_RUNS[script]
+    done = run([str(ROOT / "benchmarks" / script), *options.split()], tmp_path)
+    assert done.returncode == 0, f"\n{done.stdout}\n{done.stderr}"
+    for word in words:
+        assert word in done.stdout, done.stdout
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    "script, options, words",
+    [
+        ("buckets.py", "--layers 2 --batch 4 --steps 1 --repeats 1", ["one bucket", "4 MiB", "hidden"]),
+        ("compression.py", "--steps 1 --repeats 1 --epochs 0", ["powersgd:4", "MB a step"]),
+    ],
+)
+def test_a_small_run_of_those_started_by_mpirun(tmp_path, script, options, words):
+    code = f"import common; common.run_ranks(2, [{str(ROOT / 'benchmarks' / script)!r}, *{options!r}.split()], 60)"
+    done = run(["-c", code], tmp_path, PYTHONPATH=str(ROOT / "benchmarks"))
+    assert done.returncode == 0, f"\n{done.stdout}\n{done.stderr}"
+    for word in words:
+        assert word in done.stdout, done.stdout
+
+
 @needs_mpi
 def test_ranks_that_are_too_late_end_the_run(tmp_path):
     code = "import common; common.run_ranks(2, ['-c', 'import time; time.sleep(60)'], 1.0)"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
-from test_buckets import EACH, Four, backward_of, column, failing, microbatches, parallel
+from test_buckets import EACH, Four, Scale, backward_of, column, failing, known_defect, microbatches, parallel
 from test_buckets import adam as adam_clipped
 from test_data_parallel import (
     LABELS,
@@ -299,6 +299,7 @@ def test_in_whole_all_parameters_are_there_and_changes_stay(comm: Communicator, 
         with md.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(initial(7)[name])
+        loss_of(model, share(np.arange(5), comm))  # a forward changes nothing
     assert_same_bits(model, initial(7))
     with pytest.raises(KeyError), model.whole(), md.no_grad():
         for p in model.parameters():
@@ -468,6 +469,36 @@ def test_ranks_may_use_other_parameters_of_the_same_layers(zero: int) -> None:
     simulate(program, 3)
 
 
+class Optional(Scale):
+    def forward(self, x: md.Tensor, use: bool = True) -> md.Tensor:
+        return x * self.p if use else x * 1
+
+
+class Skips(md.nn.Module):
+    """A layer below one that may do nothing."""
+
+    def __init__(self) -> None:
+        self.below, self.top = md.nn.Linear(1, 1).double(), Optional(3.0)
+
+    def forward(self, x: md.Tensor, use: bool) -> md.Tensor:
+        return self.top(self.below(x), use)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, pytest.param(3, marks=known_defect("backward gathers other layers"))])
+def test_a_rank_may_use_nothing_of_a_layer_that_it_goes_through(zero: int) -> None:
+    def program(comm: Communicator) -> None:
+        model = Skips()
+        before = copied(model.state_dict())
+        wrapped, optimizer = parallel(model, md.optim.SGD(model.parameters(), lr=0.1), comm, zero)
+        _, x = column(comm)
+        wrapped(x, comm.rank > 0).sum().backward()
+        optimizer.step()
+        h = [(rank + 1) ** 2 * before["below.weight"] + before["below.bias"] for rank in range(1, comm.size)]
+        assert_allclose(wrapped.state_dict()["top.p"], [3 - 0.1 * np.sum(h) / comm.size], rtol=1e-12)
+
+    simulate(program, 3)
+
+
 # -- what models are made of ------------------------------------------------------------------------------------------
 
 WORDS, DIMS, LENGTH, TEXTS = 7, 6, 5, 9
@@ -611,6 +642,20 @@ def test_zero_grad_of_the_model_that_was_wrapped(comm: Communicator, zero: int) 
         loss_of(model, share(batch, comm)).backward()
         optimizer.step()
     assert_weights(model, adam(batches(5, 3)))
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+@on_ranks(1, 2, 3)
+def test_gradients_of_a_part_of_the_model_may_be_forgotten(comm: Communicator, zero: int) -> None:
+    model, _ = pair(comm, zero)
+    batches_here = [np.arange(7), np.arange(5, 14)]
+    for batch in batches_here:
+        model.module[0].zero_grad()
+        loss_of(model, share(batch, comm)).backward()
+    first, second = (gradients(initial(0), X[batch], LABELS[batch]) for batch in batches_here)
+    expected = {name: g + (first[name] if name.startswith("2") else 0) for name, g in second.items()}
+    mine, averaged = gradients_here(model)
+    assert_allclose(averaged, np.concatenate([g.ravel() for g in expected.values()])[mine], rtol=1e-12, atol=1e-13)
 
 
 # -- state ------------------------------------------------------------------------------------------------------------
