@@ -42,11 +42,6 @@ EACH = 1  # bytes: every parameter is a bucket of its own
 AVERAGE = "D.3(4) average gradients"
 
 
-def known_defect(reason: str) -> Any:
-    """Of tests that show what the code does wrong at present: once it is repaired they fail, and lose this mark."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # -- what one rank would get ------------------------------------------------------------------------------------------
 
 
@@ -730,7 +725,6 @@ def test_buckets_of_a_model_that_has_been_trained_keep_the_optimizers_state(comm
     clip_grad_norm_(model.parameters(), 1.0)
 
 
-@known_defect("with several buckets each sets off before the last microbatch is kept")
 @pytest.mark.parametrize("zero", [0, 1])
 @on_ranks(1, 2, 3)
 def test_the_same_bits_with_parameters_in_two_groups(comm: Communicator, zero: int) -> None:
@@ -748,7 +742,7 @@ def test_the_same_bits_with_parameters_in_two_groups(comm: Communicator, zero: i
     assert_weights(wrapped, adam(batches(8, 3)))
 
 
-@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=known_defect("nothing was added to the average")), 2, 3])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @on_ranks(1, 2)
 def test_a_backward_may_be_for_the_input_only(comm: Communicator, zero: int) -> None:
     model, optimizer = buckets(comm, zero)
@@ -762,7 +756,7 @@ def test_a_backward_may_be_for_the_input_only(comm: Communicator, zero: int) -> 
     assert_weights(model, adam(batches(5, 3)))
 
 
-@pytest.mark.parametrize("zero", [pytest.param(0, marks=known_defect("of the model's own only")), 1, 2])
+@pytest.mark.parametrize("zero", [0, 1, 2])
 @on_ranks(1, 2)
 def test_a_parameter_that_no_model_has_is_clipped_with_the_others(comm: Communicator, zero: int) -> None:
     model, factor = Scale(2.0), md.nn.Parameter(md.tensor(np.array([3.0])))
@@ -777,7 +771,6 @@ class Pair(NamedTuple):
     twice: md.Tensor
 
 
-@known_defect("a named tuple is made from a list")
 @on_ranks(1, 2)
 def test_outputs_may_be_named_tuples(comm: Communicator) -> None:
     class Both(Scale):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
-from test_buckets import EACH, Four, Scale, backward_of, column, failing, known_defect, microbatches, parallel
+from test_buckets import EACH, Four, Scale, backward_of, column, failing, microbatches, parallel
 from test_buckets import adam as adam_clipped
 from test_data_parallel import (
     LABELS,
@@ -484,7 +484,7 @@ class Skips(md.nn.Module):
         return self.top(self.below(x), use)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, pytest.param(3, marks=known_defect("backward gathers other layers"))])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_a_rank_may_use_nothing_of_a_layer_that_it_goes_through(zero: int) -> None:
     def program(comm: Communicator) -> None:
         model = Skips()

@@ -13,6 +13,7 @@ from minidist.parallel.meter import Meter
 
 def costs_of(meter: Meter, comm: Communicator, seconds: float, steps: int) -> dict[str, Any]:
     """A step of a rank, in the mean over ranks; and the most memory that any rank has used. Every rank calls it."""
+    meter.weigh()
     mine = [meter.sent_bytes, meter.sent_messages, seconds - meter.waited, meter.communicated, meter.hidden]
     mean = md.collectives.all_reduce(comm, np.array(mine, float), "mean") / max(steps, 1)
     peak = md.collectives.all_reduce(comm, np.array(list(meter.memory.values()), np.int64), "max")

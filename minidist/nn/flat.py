@@ -42,6 +42,7 @@ class FlatBuffer:
         self.data: Array = data
         self.views: list[Array] = []  # what each parameter's data was made
         self.has_grad: list[bool] | None = None
+        self._index = {p: i for i, p in enumerate(parameters)}
         self._grad: Array = None
         self._grad_views: list[Array] = []
         values = [p.data for p in parameters]
@@ -144,7 +145,7 @@ class FlatBuffer:
     def forget(self, p: Parameter) -> None:
         """A parameter's gradient is of no more use, wherever it is kept."""
         if self.has_grad is not None:
-            self.has_grad = [has and other is not p for has, other in zip(self.has_grad, self.parameters, strict=True)]
+            self.has_grad[self._index[p]] = False
 
     def collect(self) -> None:
         """Take in the gradients that were set by hand (p.grad = …), so that `grad` has them too."""

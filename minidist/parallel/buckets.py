@@ -94,12 +94,25 @@ class Bucket:
         self.compression = None if make is None else make(comm, part.flat)
         self.used: list[bool] = []  # which parameters had a gradient here, when it started
         self.missing = 0  # parameters whose gradients this backward has not finished so far
+        self._reached: set[Tensor] = set()  # those of which it finishes any
         self._handle: Handle | None = None
         self._averaged: dict[Tensor, Tensor] = {}  # gradients that nothing can be added to any more
 
     def expect(self, leaves: set[Tensor]) -> None:
         """A backward begins, that will reach these."""
-        self.missing = sum(p in leaves for p in self.part.flat.parameters)
+        self._reached = {p for p in self.part.flat.parameters if p in leaves}
+        self.missing = len(self._reached)
+
+    def pending(self) -> list[bool]:
+        """For each parameter, whether it has a gradient that is to be averaged."""
+        return [
+            p.grad is not None and (p in self._reached or p.grad is not self._averaged.get(p))
+            for p in self.part.flat.parameters
+        ]
+
+    def skip(self) -> None:
+        """No rank has anything in it."""
+        self.used = [False] * len(self.part.flat.parameters)
 
     def start(self, weight: float | None, background: bool, check: bool = True) -> None:
         """Begin to add up. weight: of this rank's gradients in the sum; None where all ranks' are equal."""
@@ -107,7 +120,7 @@ class Bucket:
         if check:
             self.check_fresh()
         gradient = flat.gradient()
-        self.used = [p.grad is not None for p in flat.parameters]
+        self.used = self.pending()
         self.meter.weigh()
         if weight == 0:
             gradient.fill(0)  # from an empty share may come anything, nan too

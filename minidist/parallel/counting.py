@@ -36,7 +36,8 @@ def counted(y: Any, tell: Callable[[], Start]) -> Any:
     if isinstance(y, Tensor):
         return Counted.apply(y, tell=tell)
     if isinstance(y, tuple | list):
-        return type(y)([counted(value, tell) for value in y])
+        values = [counted(value, tell) for value in y]
+        return type(y)(*values) if hasattr(y, "_fields") else type(y)(values)  # named tuples take them one by one
     if isinstance(y, dict):
         return {name: counted(value, tell) for name, value in y.items()}
     return y

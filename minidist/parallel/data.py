@@ -5,7 +5,7 @@ The document's five steps, and where they are:
     D.3(1) initialise the parameters                 data_parallel: rank 0's go to every rank
     D.3(2) partition the data over the nodes         data.Loader, with data.partition
     D.3(3) each node trains on its own               forward and backward of the wrapped model
-    D.3(4) synchronise through communication         DataParallel: bucket by bucket, while backward goes on
+    D.3(4) synchronise through communication         averaging.py: bucket by bucket, while backward goes on
     D.3(5) repeat 3 and 4 until done                 the caller's loop
 
 Source  Li et al. 2020, PyTorch Distributed; Rajbhandari et al. 2020, ZeRO
@@ -15,26 +15,24 @@ from __future__ import annotations
 
 import math
 import operator
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from .. import backend
-from ..autograd import after_backward, bytes_kept, is_grad_enabled
-from ..collectives import all_gather, all_reduce
+from ..autograd import bytes_kept, is_grad_enabled
+from ..collectives import all_reduce
 from ..comm import Communicator
-from ..comm.handle import Handle, progress
 from ..nn import Module
 from ..optim import Optimizer, clip_grad_norm_
 from ..optim.clip import clip_arrays
 from ..tensor import Tensor
+from .averaging import Averaging
 from .buckets import Bucket, cut, cut_by_layer, size_of_buckets
-from .counting import Start, counted, tensors_in
+from .counting import counted, tensors_in
 from .layers import Layers
 from .meter import Meter
 from .reproducible import FixedBucket, Microbatches
@@ -76,15 +74,16 @@ def data_parallel(
     algorithm     of all_reduce, or of reduce_scatter and all_gather with zero; see collectives.ALGORITHMS
     compress      send less than the whole gradients: "fp16", "bf16", "topk:0.01", "randomk:0.01", "sign" or
                   "powersgd:4", see parallel/compression. With zero=0 only; `algorithm` is not used then
-    bucket_bytes  gradients travel in buckets of at least so many bytes, and a bucket sets off as soon as backward has
-                  finished it; see parallel/buckets.py, also for what is chosen without it. With zero=3 they travel
-                  layer by layer
+    bucket_bytes  gradients travel in buckets of at least so many bytes (but the last), and a bucket sets off as soon as
+                  backward has finished it; see parallel/buckets.py, also for what is chosen without it. With zero=3
+                  they travel layer by layer
     reproducible  the number of microbatches that every global batch is cut into, for the same bits on any number of
                   ranks, see parallel/reproducible.py. This rank has fixed_tree.share(reproducible, P, rank) of them.
                   Each gets a backward, from the mean over its samples, all but the last under no_sync. With zero 0, 1
-    Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring,
-                  3 n (P-1)/P in 3 (P-1) a layer with zero=3; and an all-gather, in ceil(lg P) messages, of 8 bytes a
-                  rank and 8 more a parameter tensor (where there are several buckets, another of 16 bytes)
+    Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring;
+                  with zero=3, 3 n (P-1)/P in 3 (P-1) a layer, and more if backward comes back to a layer. And an
+                  all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor (where there are
+                  several buckets, another of 16 bytes)
     Errors        ValueError: another `zero` or algorithm; a trained parameter that the optimizer does not have; what
                   does not go together. TypeError: a pair that has been through here
     """
@@ -119,6 +118,8 @@ def data_parallel(
 class DataParallel(Module):
     """A model whose backward ends with the average of all ranks' gradients. Made by `data_parallel`.
 
+    After a backward that has failed on all ranks, the next forward brings them together again.
+
     meter  where time and memory went: see parallel/meter.py
     """
 
@@ -135,23 +136,14 @@ class DataParallel(Module):
     ):
         self.module, self.optimizer, self.comm, self.zero = module, optimizer, comm, zero
         self.buckets, self.layers, self.micro, self.meter = buckets, layers, micro, meter
-        self._syncing = True
+        self.averaging = Averaging(comm, zero, buckets, layers, micro, meter)
         self._largest = 0  # samples of the largest forward so far
-        self._samples = 0  # of the backwards under no_sync since the last average
-        self._told: int | None = None  # what `count` was told
-        self._telling: Handle | None = None  # on its way: ranks tell one another what they will do
-        self._taken: dict[object, int] = {}  # of each forward that this backward goes through: its samples
-        self._start_anew()
-        for bucket in buckets:
-            for p in bucket.part.flat.parameters:
-                if p.requires_grad:
-                    p.register_post_accumulate_grad_hook(partial(self._finished, bucket), last=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """D.3(3): this rank's share of the batch, through its own copy of the model."""
         if not is_grad_enabled():
             return self.module(*args, **kwargs)
-        self._give_up()  # what a backward that failed has left
+        self.averaging.give_up()  # what a backward that failed has left
         first, *_ = *args, *kwargs.values()
         samples, key = len(first), object()
         if self.micro is not None:
@@ -160,20 +152,22 @@ class DataParallel(Module):
         if samples > self._largest:
             self._largest = samples
             self.meter.weigh(bytes_kept(tensors_in(result)))
-        return counted(result, partial(self._take_in, key, samples))
+        return counted(result, partial(self.averaging.take_in, key, samples))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backwards in here leave this rank's own gradients, which add up; the next one outside averages the sum.
 
         The samples of all of them count then. So for k microbatches of a rank's share, of m_j samples each, let each
-        backward's loss be m_j / Σ m times the mean over the microbatch, and all but the last be in here.
+        backward's loss be m_j / Σ m times the mean over the microbatch, and all but the last be in here. Each rank has
+        whole gradients meanwhile, with any `zero`; with zero=3 layers are gathered as ever, and ranks must all use
+        something of the same layers.
         """
-        before, self._syncing = self._syncing, False
+        before, self.averaging.syncing = self.averaging.syncing, False
         try:
             yield
         finally:
-            self._syncing = before
+            self.averaging.syncing = before
 
     def count(self, number: int) -> None:
         """Say what the next average is weighted by, in the place of the samples: the tokens, say, of this rank's share.
@@ -185,155 +179,7 @@ class DataParallel(Module):
         """
         if operator.index(number) < 0:
             raise ValueError(f"count({number}): less than 0")
-        self._told = operator.index(number)
-
-    # -- D.3(4) ---------------------------------------------------------------------------------------------------
-
-    def _take_in(self, key: object, samples: int) -> Start:
-        """A backward will go through one of our forwards."""
-        if self._samples and not self._taken and self.micro is None and not any(self._used()):
-            self._samples = 0  # of gradients that were thrown away
-        self._taken[key] = samples
-        return self._begin
-
-    def _begin(self, leaves: Iterable[Tensor]) -> None:
-        """A backward begins, that will reach these."""
-        after_backward(self._synchronise)
-        reached = set(leaves)
-        for bucket in self.buckets:
-            bucket.expect(reached)
-        if self._syncing and len(self.buckets) > 1:
-            plan = bytes(p in reached for bucket in self.buckets for p in bucket.part.flat.parameters)
-            self._telling = self._exchange([self._here(), zlib.crc32(plan)])
-
-    def _start_anew(self) -> None:
-        self._taken.clear()
-        self._next = 0  # the bucket to set off next
-        self._telling = None
-        self._weight: tuple[float | None] | None = None  # of this rank's gradients, once all ranks have told
-        self._alike = False  # whether all ranks will reach the same parameters
-        self._anywhere: list[bool] | None = None  # which parameters any rank has used
-
-    def _give_up(self) -> None:
-        """Forget what a backward that failed has left."""
-        if self._telling is not None:
-            # All ranks come to the same place: every bucket has been on its way, and what was in it is of no use.
-            self._agree()
-            for bucket in self.buckets[self._next :]:
-                bucket.start(0.0, background=True, check=False)
-            for bucket in self.buckets:
-                bucket.finish()
-        if self.layers is not None:
-            self.layers.release_all()
-        self._start_anew()
-
-    def _finished(self, bucket: Bucket, _: Tensor) -> None:
-        """A parameter's gradient is finished: if it was the last of the bucket's, that can set off."""
-        after_backward(self._synchronise)
-        bucket.missing -= 1
-        if self.layers is not None and not bucket.missing:
-            self.layers.release(self.layers.of(bucket.part))
-        if self._telling is not None:
-            with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
-                progress(self.comm.in_flight)
-                self._agree()
-                # In one order on all ranks, whatever the order of the gradients. Where ranks use other parameters each,
-                # they would set off at different moments, and might wait for one another for ever, in a layer that
-                # communicates: then all buckets set off at the end.
-                while self._alike and self._next < len(self.buckets) and self.buckets[self._next].missing <= 0:
-                    self._set_off()
-
-    def _set_off(self) -> None:
-        """Start the next bucket."""
-        assert self._weight is not None
-        self.buckets[self._next].start(*self._weight, background=len(self.buckets) > 1)
-        if self.zero >= 2 and self._next:  # wait, so that the whole gradients of two buckets are there at most
-            self.buckets[self._next - 1].finish()
-        self._next += 1
-
-    def _agree(self) -> None:
-        """Know how many samples all ranks took in, and if they will use the same; with one bucket, what they used."""
-        if self._weight is not None:
-            return
-        here, several = self._here(), len(self.buckets) > 1
-        if self._telling is None:
-            self._telling = self._exchange([here, *self._used()])
-        counts = self._telling.wait()
-        total = int(counts[:, 0].sum())
-        if several:
-            self._alike = bool((counts[:, 1] == counts[0, 1]).all())
-        else:
-            self._anywhere = np.logical_or.reduce(counts[:, 1:]).tolist()
-        if self.micro is not None:
-            self._weight = (1 / max(total, 1),)  # of each sample
-        elif not here:
-            self._weight = (0.0,)
-        elif (counts[:, 0] == here).all() and self.buckets[0].compression is None:
-            self._weight = (None,)
-        else:
-            self._weight = (here / total,)
-
-    def _here(self) -> int:
-        """The samples that this rank's gradients are the mean over."""
-        return self._samples + sum(self._taken.values()) if self._told is None else self._told
-
-    def _used(self) -> list[bool]:
-        """Which parameters have a gradient here."""
-        if self.micro is not None:
-            return [used for bucket in self.buckets for used in bucket.used]
-        return [p.grad is not None for bucket in self.buckets for p in bucket.part.flat.parameters]
-
-    def _exchange(self, mine: list[int]) -> Handle:
-        """What gives all ranks' numbers, (P, len(mine)) int64."""
-        told = np.empty((self.comm.size, len(mine)), np.int64)
-        told[self.comm.rank] = mine
-        return all_gather(self.buckets[0].comm, told, "bruck", async_op=True)
-
-    def _synchronise(self) -> None:
-        """Backward is over: the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
-        if not self._taken:
-            raise RuntimeError("backward without a forward through the model that data_parallel returned")
-        if self.micro is not None:
-            self._keep_leaf()
-        if not self._syncing:
-            self._samples += sum(self._taken.values())
-            self._give_up()
-            return
-        with self.meter.waiting(), self.comm.step("D.3(4) average gradients"):
-            self._agree()
-            while self._next < len(self.buckets):
-                self._set_off()
-            if self._anywhere is None:
-                order = 0
-                if self.layers is not None:
-                    order, self.layers.gathered = self.layers.gathered, 0
-                told = self._exchange([order, *(used for bucket in self.buckets for used in bucket.used)]).wait()
-                self._anywhere = np.logical_or.reduce(told[:, 1:]).tolist()
-                if (told[:, 0] != order).any():
-                    raise RuntimeError(
-                        "the ranks have gone through different layers, or in another order: with zero=3 what they "
-                        "gathered is worth nothing. Let all ranks take the same way, or use another zero"
-                    )
-            for bucket in self.buckets:
-                bucket.finish()
-        anywhere = iter(self._anywhere)
-        for bucket in self.buckets:
-            bucket.note(list(islice(anywhere, len(bucket.used))))
-        self.meter.end_step()
-        self.meter.weigh()
-        self._samples, self._told, self._telling = 0, None, None
-        self._give_up()
-
-    def _keep_leaf(self) -> None:
-        """A microbatch's backward is over."""
-        assert self.micro is not None
-        self.micro.after_backward(last=self._syncing)
-        samples = sum(self._taken.values()) if self._told is None else self._told
-        for bucket in self.buckets:
-            assert isinstance(bucket, FixedBucket)
-            bucket.keep(samples)
-        if self._told is not None:  # told for each
-            self._taken, self._told = {None: self._told}, None
+        self.averaging.told = operator.index(number)
 
     # -- what the caller may ask for --------------------------------------------------------------------------------
 
@@ -346,7 +192,9 @@ class DataParallel(Module):
         Cost  an all-reduce of one number with zero; else none, since all ranks have the same gradients
         """
         if not self.zero:
-            return clip_grad_norm_(self.module.parameters(), max_norm, norm_type, error_if_nonfinite)
+            theirs = [p for part in self.optimizer.parts for p in part.flat.parameters]
+            every = dict.fromkeys([*self.module.parameters(), *theirs])
+            return clip_grad_norm_(every, max_norm, norm_type, error_if_nonfinite)
         mine = []
         for part in self.optimizer.parts:
             part.flat.collect()

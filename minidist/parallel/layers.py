@@ -79,6 +79,9 @@ class Layers:
         self._whole = 0  # how many `with whole()` we are in
         self._of = {id(layer.part): layer for layer in self.all}
         owner = owners_of(model)
+        strange = [p.shape for part in parts for p in part.flat.parameters if p not in owner]
+        if strange:
+            raise ValueError(f"zero=3: the optimizer has parameters that the model has not, of shapes {strange}")
         of_module: dict[Module, list[Layer]] = {}
         for layer in self.all:
             of_module.setdefault(owner[layer.part.flat.parameters[0]], []).append(layer)

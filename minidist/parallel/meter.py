@@ -16,7 +16,8 @@ class Meter:
 
     waited         seconds in which the program could do nothing but communicate
     communicated   seconds in which something was on its way, waited for or not. What was on its way and not waited for
-                   was hidden behind computing: `hidden`
+                   was hidden behind computing: `hidden`. (Not all of that is saved: messages move on only when a rank
+                   looks after them, and are on their way a little longer for it.)
     memory         peaks in bytes: "parameters", "gradients", "optimizer" (its state), "activations" (what backward
                    needs of a forward, beside the parameters)
     """

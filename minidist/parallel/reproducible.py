@@ -82,6 +82,10 @@ class FixedBucket(Bucket):
         for p in flat.parameters:
             p.grad = None
 
+    def skip(self) -> None:
+        super().skip()
+        self.tree.clear()
+
     def start(self, weight: float | None, background: bool, check: bool = True) -> None:
         """Add up; `weight` is that of one sample."""
         self.meter.weigh(trees=sum(array.nbytes for _, _, array in self.tree.nodes))

@@ -38,8 +38,9 @@ from .meter import Meter
 def bytes_per_rank(stage: int, n: int, ranks: int, parameter: int = 4, gradient: int = 4, state: int = 8) -> float:
     """What a rank holds between two steps, by the formula: the last three are bytes a parameter.
 
-    The defaults are those of float32 and Adam. While it computes a rank needs more: activations, and with stage 2 a
-    bucket's gradients, with stage 3 a layer's too and its parameters.
+    The defaults are those of float32 and Adam. Before it is dealt, the model is made whole on each rank. While it
+    computes a rank needs more: activations, with stage 2 a bucket's gradients or two, with stage 3 a layer's and its
+    parameters.
     """
     whole = parameter * (stage < 3) + gradient * (stage < 2) + state * (stage < 1)
     return n * whole + n * (parameter + gradient + state - whole) / ranks
@@ -96,7 +97,7 @@ class ShardedOptimizer:
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Forget the gradients. With zero=2 and 3 they are gone in any case, and not zeros."""
         self.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
