@@ -22,9 +22,8 @@ from minidist.parallel import assert_replicas_agree, data_parallel
 
 BATCH, EPOCHS, HOSTS = 9, 1, 2  # 3 batches an epoch, the last of 5 samples: some shares and microbatches are empty
 BUCKETS = {"one": 1 << 30, "some": 200, "each": 1}  # bytes; weights have 240 and 160
-ON_REAL_RANKS = {"mpi", "shared_memory"}  # only
-WHOLE = sorted(set(ALGORITHMS["all_reduce"]) - ON_REAL_RANKS)
-SHARDED = sorted((set(ALGORITHMS["reduce_scatter"]) & set(ALGORITHMS["all_gather"])) - ON_REAL_RANKS)
+SHARDED = sorted({name for name in ALGORITHMS["reduce_scatter"] if name in ALGORITHMS["all_gather"]} - {"mpi"})
+WHOLE = sorted(set(ALGORITHMS["all_reduce"]) - {"mpi", "shared_memory"})  # those need mpirun
 STRATEGIES = [
     (zero, name, bucket)
     for zero in range(4)

@@ -15,7 +15,7 @@ from launch import needs_mpi, run_ranks
 from numpy.testing import assert_array_equal
 from ranks import on_ranks
 
-from minidist.collectives import all_gather, all_reduce, barrier, chunk_slice, reduce_scatter
+from minidist.collectives import all_reduce, barrier
 from minidist.collectives.reductions import Reduction
 from minidist.collectives.shared_memory import HALF, PIECE, SHORT
 from minidist.comm.shared import SharedMemory
@@ -49,26 +49,6 @@ def test_arrays_of_no_piece_of_one_and_of_several(comm, dtype):
         assert_array_equal(array, total(comm, length, dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8", "complex128"])
-@on_ranks(1, 2, 3, 4)
-def test_its_two_halves_alone(comm, dtype):
-    if has_none(comm):
-        return
-    half = PIECE // 2 // np.dtype(dtype).itemsize
-    for length in (0, 1, comm.size - 1, half - 1, half, half + 1, half * comm.size + 5, 3 * half * comm.size):
-        mine = chunk_slice(length, comm.size, comm.rank)
-        chunk = reduce_scatter(comm, numbers(comm.rank, length, dtype), algorithm="shared_memory")
-        assert_array_equal(chunk, total(comm, length, dtype)[mine])
-        whole = np.full(length, 99, dtype)
-        whole[mine] = numbers(7, length, dtype)[mine]
-        assert_array_equal(all_gather(comm, whole, algorithm="shared_memory"), numbers(7, length, dtype))
-    counts = [0, half + 3, 5, 1][: comm.size]
-    bounds = np.cumsum([0, *counts])
-    mine = slice(*bounds[comm.rank : comm.rank + 2])
-    chunk = reduce_scatter(comm, numbers(comm.rank, sum(counts), dtype), counts=counts, algorithm="shared_memory")
-    assert_array_equal(chunk, total(comm, sum(counts), dtype)[mine])
-
-
 @on_ranks(2, 3, 4)
 def test_short_and_long_arrays_of_several_dtypes_in_any_turn(comm):
     """A slot that is written too early would change what a slow rank still reads."""
@@ -89,22 +69,11 @@ def test_short_and_long_arrays_of_several_dtypes_in_any_turn(comm):
 
     with patch.object(Reduction, "combine_all", slowly):
         for salt in range(300):
-            length = int(draw.choice([3, 1000, HALF // comm.size // 8, 90_000, 300_000]))
+            length = int(draw.choice([3, 1000, HALF // comm.size // 8, 90_000]))
             dtype = str(draw.choice(["float32", "float64", "int16"]))
-            operation = draw.choice(["all_reduce", "reduce_scatter", "all_gather"])
             be_late()
-            array, expected = numbers(comm.rank, length, dtype, salt), total(comm, length, dtype, salt)
-            mine = chunk_slice(length, comm.size, comm.rank)
-            if operation == "all_reduce":
-                all_reduce(comm, array, algorithm="shared_memory")
-            elif operation == "reduce_scatter":
-                array, expected = reduce_scatter(comm, array, algorithm="shared_memory"), expected[mine]
-            else:
-                array[mine] = expected[mine]
-                array[: mine.start] = array[mine.stop :] = 99
-                all_gather(comm, array, algorithm="shared_memory")
-            assert_array_equal(array, expected)
-            be_late()
+            array = all_reduce(comm, numbers(comm.rank, length, dtype, salt), algorithm="shared_memory")
+            assert_array_equal(array, total(comm, length, dtype, salt))
 
 
 @on_ranks(2, 3, 4)
@@ -149,7 +118,7 @@ def test_after_a_failure_the_next_call_says_so(comm):
     group = comm.split(0)
     with np.errstate(over="raise"), pytest.raises(FloatingPointError):
         all_reduce(group, np.full(3, 1e308), algorithm="shared_memory")
-    with pytest.raises(RuntimeError, match=r"no use any more: an operation has failed \(FloatingPointError"):
+    with pytest.raises(RuntimeError, match=r"no use any more: an all-reduce has failed \(FloatingPointError"):
         all_reduce(group, np.ones(3), algorithm="shared_memory")
 
 
@@ -241,6 +210,6 @@ def test_a_call_that_was_given_up_makes_nobody_wait(comm):
     if comm.rank == 0:
         with pytest.raises(TimeoutError):
             all_reduce(group, np.ones(4), algorithm="shared_memory")
-        with pytest.raises(RuntimeError, match="no use any more: an operation was given up"):
+        with pytest.raises(RuntimeError, match="no use any more: an all-reduce was given up"):
             all_reduce(group, np.ones(4), algorithm="shared_memory")
     barrier(comm)

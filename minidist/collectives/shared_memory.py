@@ -1,4 +1,4 @@
-"""All-reduce through memory that the ranks of one host share: no messages at all. And its two halves alone.
+"""All-reduce through memory that the ranks of one host share: no messages at all.
 
                  short arrays, in one exchange           long ones, piece by piece in two exchanges
     write        r: its array to its slot                r: its array, but chunk r, to its slot
@@ -23,7 +23,6 @@ architectures: optimized shared memory collectives".
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from ..backend import Array, on_gpu
 from ..comm.base import Communicator
 from ..comm.handle import Steps
 from ..comm.shared import SharedMemory, Turn
-from .chunks import Chunks, chunk_slice
+from .chunks import chunk_slice
 from .lane import Lane
 from .reductions import Reduction
 
@@ -57,15 +56,26 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
             in, adds n (P-1)/P, and copies n out
     Errors  ValueError, on every rank: the arrays differ in size or dtype. RuntimeError: an operation before has failed
     """
+    memory = comm.comm.shared_memory(slot=PIECE + 2 * HALF, common=PIECE)
+    if memory.broken:
+        raise RuntimeError(f"this communicator's shared memory is of no use any more: {memory.broken}")
     short = array.nbytes * comm.size <= SHORT
     length = array.size if short else PIECE // array.itemsize
+    claim = array.nbytes << 16 | array.dtype.num << 1 | array.dtype.isnative  # see _words
 
-    def exchanges(memory: SharedMemory, claim: int) -> Steps:
-        for start in range(0, array.size or 1, length or 1):
+    # 1. If an operation before this one is still in flight, let it end.
+    turn = memory.called
+    memory.called += 1
+    if memory.over != turn:
+        yield Turn(memory, comm.tag, turn)
+    try:
+        if not memory.is_open:
+            yield from _open(comm, memory)
+        for start in range(0, array.size or 1, length or 1) if comm.size > 1 else ():
             piece = array[start : start + length]
             slots, result = memory.like(piece, start=PIECE + HALF * (memory.counts[WRITTEN] % 2) if short else 0)
 
-            # 1. Write our array; of a long one, only what others will add up.
+            # 2. Write our array; of a long one, only what others will add up.
             slot = slots[comm.rank]
             if short:
                 np.copyto(slot, piece)
@@ -73,9 +83,12 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
                 mine = chunk_slice(piece.size, comm.size, comm.rank)
                 np.copyto(slot[: mine.start], piece[: mine.start])
                 np.copyto(slot[mine.stop :], piece[mine.stop :])
-            yield from _written(comm, memory, claim)
+            written = memory.raise_flag(WRITTEN, claim, comm.tag)
+            yield written
+            if written.claims:
+                raise Differ(f"the ranks' arrays differ: rank 0 to {comm.size - 1} have {_words(written.claims)}")
 
-            # 2. Add up all of it, on all ranks in the same order; that was all, for a short one.
+            # 3. Add up all of it, on all ranks in the same order; that was all, for a short one.
             if short:
                 reduction.combine_all(slots, out=piece)
                 continue
@@ -85,114 +98,21 @@ def shared_memory_all_reduce(comm: Lane, array: Array, reduction: Reduction) -> 
             reduction.combine_all(parts, out=result[mine])
             yield memory.raise_flag(ADDED, claim, comm.tag)
 
-            # 3. ... and read the whole.
+            # 4. ... and read the whole.
             np.copyto(piece, result)
-
-    yield from _in_turn(comm, array, exchanges, written=array.nbytes)
-    reduction.finish(array, comm.size)
-
-
-def shared_memory_reduce_scatter(comm: Lane, chunks: Chunks, reduction: Reduction) -> Steps:
-    """Chunk `rank` ends with the sum over all ranks. The two halves of a long all-reduce's slot take turns, so one
-    exchange for each piece is enough: who writes a half again has seen all others begin the exchange in between.
-
-    dtype   kept; accumulates in it, in the order of ranks
-    Cost    no messages; each rank copies n (P-1)/P bytes in, adds n (P-1)/P, and copies n/P
-    Errors  as for the all-reduce
-    """
-    size, rank, array = comm.size, comm.rank, chunks.flat
-    each = PIECE // 2 // array.itemsize // size  # elements of a chunk that go through at a time
-    longest = max(chunks[r].size for r in range(size))
-
-    def exchanges(memory: SharedMemory, claim: int) -> Steps:
-        for number, start in enumerate(range(0, longest, each)):
-            halves = _halves(memory, array, number % 2)
-            # 1. Write what others will add up: of chunk r, to place r.
-            for r in range(size):
-                part = chunks[r][start : start + each]
-                if r != rank:
-                    np.copyto(halves[rank][r * each : r * each + part.size], part)
-            yield from _written(comm, memory, claim)
-            # 2. Add up our own chunk's, in our own place, which nobody else uses.
-            mine = chunks[rank][start : start + each]
-            if mine.size:
-                parts = [half[rank * each : rank * each + mine.size] for half in halves]
-                total, parts[rank] = parts[rank], mine
-                reduction.combine_all(parts, out=total)
-                np.copyto(mine, total)
-        # 3. Who goes on may write anywhere.
-        yield memory.raise_flag(ADDED, claim, comm.tag)
-
-    yield from _in_turn(comm, array, exchanges, written=array.nbytes - chunks[rank].nbytes)
-    reduction.finish(chunks[rank], size)
-
-
-def shared_memory_all_gather(comm: Lane, chunks: Chunks) -> Steps:
-    """Every rank gives chunk `rank`; all end with all chunks. Halves take turns, as above.
-
-    Cost    no messages; each rank copies n/P bytes in and n (P-1)/P out
-    Errors  as for the all-reduce
-    """
-    size, rank, array = comm.size, comm.rank, chunks.flat
-    each = PIECE // 2 // array.itemsize
-    longest = max(chunks[r].size for r in range(size))
-
-    def exchanges(memory: SharedMemory, claim: int) -> Steps:
-        for number, start in enumerate(range(0, longest, each)):
-            halves = _halves(memory, array, number % 2)
-            mine = chunks[rank][start : start + each]
-            np.copyto(halves[rank][: mine.size], mine)
-            yield from _written(comm, memory, claim)
-            for r in range(size):
-                part = chunks[r][start : start + each]
-                if r != rank:
-                    np.copyto(part, halves[r][: part.size])
-        yield memory.raise_flag(ADDED, claim, comm.tag)
-
-    yield from _in_turn(comm, array, exchanges, written=chunks[rank].nbytes)
-
-
-def _halves(memory: SharedMemory, array: Array, which: int) -> list[Array]:
-    """The first or second half of every rank's slot, as arrays of this one's dtype."""
-    return memory.of_bytes(PIECE // 2 // array.itemsize, array.dtype, which * (PIECE // 2))[0]
-
-
-def _written(comm: Lane, memory: SharedMemory, claim: int) -> Steps:
-    """Wait until all have written, the same kind of array."""
-    written = memory.raise_flag(WRITTEN, claim, comm.tag)
-    yield written
-    if written.claims:
-        raise Differ(f"the ranks' arrays differ: rank 0 to {comm.size - 1} have {_words(written.claims)}")
-
-
-def _in_turn(comm: Lane, array: Array, exchanges: Callable[[SharedMemory, int], Steps], written: int) -> Steps:
-    """Carry out `exchanges` when those called before are over; `written`: bytes that others get from this rank."""
-    memory = comm.comm.shared_memory(slot=PIECE + 2 * HALF, common=PIECE)
-    if memory.broken:
-        raise RuntimeError(f"this communicator's shared memory is of no use any more: {memory.broken}")
-    claim = array.nbytes << 16 | array.dtype.num << 1 | array.dtype.isnative  # see _words
-
-    # If an operation before this one is still in flight, let it end.
-    turn = memory.called
-    memory.called += 1
-    if memory.over != turn:
-        yield Turn(memory, comm.tag, turn)
-    try:
-        if not memory.is_open:
-            yield from _open(comm, memory)
-        if comm.size > 1:
-            yield from exchanges(memory, claim)
-            comm.comm.record.sent_bytes += written
     except Differ:
         raise  # on all ranks alike
     except GeneratorExit:
-        memory.broken = "an operation was given up"
+        memory.broken = "an all-reduce was given up"
         raise
     except BaseException as error:
-        memory.broken = f"an operation has failed ({error!r})"
+        memory.broken = f"an all-reduce has failed ({error!r})"
         raise
     finally:
         memory.over += 1
+    reduction.finish(array, comm.size)
+    if comm.size > 1:
+        comm.comm.record.sent_bytes += array.nbytes  # written where others read it
 
 
 class Differ(ValueError):
@@ -254,13 +174,3 @@ def _open(comm: Lane, memory: SharedMemory) -> Steps:
 def shared_memory_all_reduce_cost(P: int, n: int, a: float, b: float, g: float) -> float:
     """a/2 + 33/32 2 n (P-1)/P b + n (P-1)/P g: no law, but about what was measured beside the others"""
     return (P > 1) * (a / 2 + 33 / 32 * 2 * n * (P - 1) / P * b + n * (P - 1) / P * g)
-
-
-def shared_memory_reduce_scatter_cost(P: int, n: int, a: float, b: float, g: float) -> float:
-    """a/2 + 9/8 n (P-1)/P (b + g): likewise"""
-    return (P > 1) * (a / 2 + 9 / 8 * n * (P - 1) / P * (b + g))
-
-
-def shared_memory_all_gather_cost(P: int, n: int, a: float, b: float, g: float) -> float:
-    """a/2 + n (P-1)/P b: likewise"""
-    return (P > 1) * (a / 2 + n * (P - 1) / P * b)

@@ -85,12 +85,6 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_halving_reduce_scatter, recursive_halving.recursive_halving_reduce_scatter_cost
         ),
         "pairwise": Algorithm(pairwise.pairwise_reduce_scatter, pairwise.pairwise_reduce_scatter_cost),
-        "shared_memory": Algorithm(
-            shared_memory.shared_memory_reduce_scatter,
-            shared_memory.shared_memory_reduce_scatter_cost,
-            shared=True,
-            check=shared_memory.check,
-        ),
         "mpi": Algorithm(library.mpi_reduce_scatter, check=library.check),
     },
     "all_gather": {
@@ -100,12 +94,6 @@ ALGORITHMS: dict[str, dict[str, Algorithm]] = {
             recursive_halving.recursive_doubling_all_gather, recursive_halving.recursive_doubling_all_gather_cost
         ),
         "bruck": Algorithm(bruck.bruck_all_gather, bruck.bruck_all_gather_cost),
-        "shared_memory": Algorithm(
-            shared_memory.shared_memory_all_gather,
-            shared_memory.shared_memory_all_gather_cost,
-            shared=True,
-            check=shared_memory.check,
-        ),
         "mpi": Algorithm(library.mpi_all_gather, check=library.check),
     },
     "broadcast": {

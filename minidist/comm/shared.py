@@ -79,17 +79,12 @@ class SharedMemory:
 
     def like(self, array: np.ndarray, start: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
         """(the slots from byte `start` on, the common memory), each as an array of this one's length and dtype."""
-        return self.of_bytes(array.size, array.dtype, start)
-
-    def of_bytes(self, size: int, dtype: np.dtype, start: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The same, for so many elements."""
-        key = start, size, dtype
+        key = start, array.size, array.dtype
         views = self._views.get(key)
         if views is None:
             if len(self._views) > MOST_VIEWS:
                 self._views.clear()
-            stop = start + size * dtype.itemsize
-            parts = [memory[start:stop].view(dtype) for memory in (*self.slots, self.common)]
+            parts = [memory[start : start + array.nbytes].view(array.dtype) for memory in (*self.slots, self.common)]
             views = self._views[key] = parts[:-1], parts[-1]
         return views
 
