@@ -22,7 +22,8 @@ over repeats and the range; ratios are taken within each repeat, over the whole 
 checked on the losses of their first steps, outside the timed part. PyTorch needs `pip install -e ".[peers]"`.
 
 Tried without gain: parts of the optimizer aligned to cache lines; its pieces in reverse; huge pages; numexpr for Adam
-(three times slower); the first layer's product cut into blocks; exchanging sample counts during forward; DDP with
+(three times slower); for four ranks on two cores a direct exchange in the place of the ring, reduce_scatter and
+all_gather through shared memory, and the kernel's batch scheduling; the first layer's product cut into blocks; exchanging sample counts during forward; DDP with
 gradient_as_bucket_view (no faster); ranks pinned to cores (2 % at most).
 """
 
@@ -245,7 +246,8 @@ def main() -> None:
     print("\n".join(["", *overhead]))
     if args.save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "train_mlp.txt").write_text("\n".join(lines) + "\n")
+        name = "train_mlp" if 128 in args.batch else f"train_mlp_{args.batch[0]}"
+        (RESULTS / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 def label(name: str, ranks: int) -> str:
