@@ -22,9 +22,9 @@ over repeats and the range; ratios are taken within each repeat, over the whole 
 checked on the losses of their first steps, outside the timed part. PyTorch needs `pip install -e ".[peers]"`.
 
 Tried without gain: parts of the optimizer aligned to cache lines; its pieces in reverse; huge pages; numexpr for Adam
-(three times slower); for four ranks on two cores a direct exchange in the place of the ring, reduce_scatter and
-all_gather through shared memory, and the kernel's batch scheduling; the first layer's product cut into blocks; exchanging sample counts during forward; DDP with
-gradient_as_bucket_view (no faster); ranks pinned to cores (2 % at most).
+(three times slower); the first layer's product cut into blocks; exchanging sample counts during forward; DDP with
+gradient_as_bucket_view (no faster); ranks pinned to cores (2 % at most). For four ranks on two cores: a direct exchange
+in the place of the ring, reduce_scatter and all_gather through shared memory, the kernel's batch scheduling.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class Averaging:
             bucket.expect(reached)
         if self.syncing and self._several:
             plan = bytes(p in reached for bucket in self.buckets for p in bucket.part.flat.parameters)
-            self._telling = self._exchange([self._here(), zlib.crc32(plan)])
+            self._telling = self._exchange([self._here(), zlib.crc32(plan)], background=True)
             if self.layers is not None:
                 self._agree()
                 if not self._alike:  # ranks will ask for other layers: have all of them
@@ -147,9 +148,7 @@ class Averaging:
         if self._weight is not None:
             return
         here = self._here()
-        if self._telling is None:
-            self._telling = self._exchange([here, *self._used()])
-        counts = self._telling.wait()
+        counts = self._exchange([here, *self._used()]) if self._telling is None else self._telling.wait()
         total = int(counts[:, 0].sum())
         if self._several:
             self._alike = bool((counts[:, 1] == counts[0, 1]).all())
@@ -174,11 +173,11 @@ class Averaging:
             return [used for bucket in self.buckets for used in bucket.used]
         return [pending for bucket in self.buckets for pending in bucket.pending()]
 
-    def _exchange(self, mine: list[int]) -> Handle:
-        """What gives all ranks' numbers, (P, len(mine)) int64."""
+    def _exchange(self, mine: list[int], background: bool = False) -> Any:
+        """All ranks' numbers, (P, len(mine)) int64; in the background, what gives them."""
         told = np.empty((self.comm.size, len(mine)), np.int64)
         told[self.comm.rank] = mine
-        return all_gather(self.buckets[0].comm, told, "bruck", async_op=True)
+        return all_gather(self.buckets[0].comm, told, "bruck", async_op=background)
 
     def _synchronise(self) -> None:
         """Backward is over: the gradient of the mean over all ranks' samples, Σ n_r g_r / Σ n_r."""
@@ -198,7 +197,7 @@ class Averaging:
                 order = 0
                 if self.layers is not None:
                     order, self.layers.gathered = self.layers.gathered, 0
-                told = self._exchange([order, *(used for bucket in self.buckets for used in bucket.used)]).wait()
+                told = self._exchange([order, *(used for bucket in self.buckets for used in bucket.used)])
                 self._anywhere = np.logical_or.reduce(told[:, 1:]).tolist()
                 if (told[:, 0] != order).any():
                     raise RuntimeError(
