@@ -119,7 +119,7 @@ def strategy_of(
     wrapped, sharded = md.parallel.data_parallel(model, optimizer, comm, *options)
     words = f"{args.sync} all-reduce" if not args.zero else f"{args.sync} reduce-scatter, ZeRO {args.zero}"
     if args.compress:
-        words = f"gradients by {args.compress}"
+        words = f"gradients by {args.compress}" + f", ZeRO {args.zero}" * bool(args.zero)
     if args.reproducible:
         words = f"gradients of {args.reproducible} microbatches in a fixed tree" + ", ZeRO 1" * args.zero
     return wrapped, sharded, words

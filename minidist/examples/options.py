@@ -115,7 +115,7 @@ def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
     for name, value in unfit.items():
         if alone and value:
             return f"{name} {value} with {alone[0]}: there gradients stay on their rank"
-    if args.compress and args.sync:
+    if args.compress and args.sync and not args.zero:
         return f"--sync {args.sync} with --compress {args.compress}: a compression has its own way of adding up"
     if args.reproducible:
         if args.accumulate > 1:
@@ -148,7 +148,9 @@ def json_name(args: argparse.Namespace) -> str:
         return f"local-sgd every={args.local_sgd}"
     if args.diloco:
         return f"diloco every={args.diloco}"
-    how = f"compress={args.compress}" if args.compress else f"{args.sync} zero={args.zero}"
+    how = f"{args.sync} zero={args.zero}"
+    if args.compress:
+        how = f"compress={args.compress} zero={args.zero}"
     if args.reproducible:
         how = f"reproducible={args.reproducible} zero={args.zero}"
     return f"data-parallel {how}" + (f" accumulate={args.accumulate}" if args.accumulate > 1 else "")

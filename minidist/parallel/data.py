@@ -73,7 +73,8 @@ def data_parallel(
                   Clip with the returned model's clip_grad_norm_, not optim's, which would see a part only.
     algorithm     of all_reduce, or of reduce_scatter and all_gather with zero; see collectives.ALGORITHMS
     compress      send less than the whole gradients: "fp16", "bf16", "topk:0.01", "randomk:0.01", "sign" or
-                  "powersgd:4", see parallel/compression. With zero=0 only; `algorithm` is not used then
+                  "powersgd:4", see parallel/compression. All of a dtype at once; with zero=3, layer by layer. With any
+                  `zero` a rank remembers all of what it left out; and `algorithm` is not used for gradients then
     bucket_bytes  gradients travel in buckets of at least so many bytes (but the last), and a bucket sets off as soon as
                   backward has finished it; see parallel/buckets.py, also for what is chosen without it. With zero=3
                   they travel layer by layer

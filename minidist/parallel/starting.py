@@ -25,8 +25,6 @@ def check_options(
         raise ValueError(f"zero={zero}: choose {stages}")
     check_algorithm(algorithm, *(("reduce_scatter", "all_gather") if zero else ("all_reduce",)))
     make = None if compress is None else compression_of(compress)
-    if make is not None and zero:
-        raise ValueError(f"compress={compress!r} with zero={zero}: a part of the gradients cannot be compressed alone")
     if bucket_bytes is not None:
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes={bucket_bytes}: less than 1")

@@ -33,7 +33,7 @@ class PowerSGD(Compression):
 
     def __init__(self, comm: Communicator, flat: FlatBuffer, rank: int):
         super().__init__(comm, flat)
-        self.rank, dtype, device = rank, flat.data.dtype, flat.parameters[0].device
+        self.rank, dtype, device = rank, flat.dtype, flat.device
         self.matrices: list[tuple[int, int, int, int]] = []  # start and stop in the buffer, rows, columns
         self.whole: list[tuple[int, int]] = []  # of the others
         for p, (start, stop) in zip(flat.parameters, flat.bounds, strict=True):

@@ -28,7 +28,7 @@ class Sign(Compression):
 
     def __init__(self, comm: Communicator, flat: FlatBuffer):
         super().__init__(comm, flat)
-        self.error = full((flat.size,), 0, flat.data.dtype, flat.parameters[0].device)
+        self.error = full((flat.size,), 0, flat.dtype, flat.device)
 
     def add_up(self, gradient: Array) -> None:
         xp, comm, flat, n = namespace(gradient), self.comm, self.flat, gradient.size

@@ -24,7 +24,7 @@ class Sparse(Compression):
     def __init__(self, comm: Communicator, flat: FlatBuffer, share: float):
         super().__init__(comm, flat)
         self.count = min(max(1, round(share * flat.size)), flat.size)
-        self.error = full((flat.size,), 0, flat.data.dtype, flat.parameters[0].device)
+        self.error = full((flat.size,), 0, flat.dtype, flat.device)
 
 
 class TopK(Sparse):
