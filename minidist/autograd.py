@@ -4,11 +4,11 @@ A node (`tensor.Function`) is made by every recorded operation and points to its
 
     order, inputs, needs          when it was made; its inputs; which of them want a gradient
     backward(dy) -> dx, ...       its derivative
-    announces, announce()         whether it wants to know that a backward will go through it; what to call, with the
-                                  leaves that the backward will reach, when all such nodes know
+    announce                      None, or what to call when a backward will go through it; it returns what to call
+                                  with the leaves that the backward will reach, when all such nodes know
     check_saved(), free()         fetch its saved arrays, and see whether they are what they were; let go of them
 
-and of a tensor: `_node` (what computed it; None for a leaf), `grad`, `_accumulate`, `_hooks`, `_grad_buffer`.
+and of a tensor: `_node` (what computed it; None for a leaf), `grad`, `_accumulate`, `_hooks`, `_grad_room`.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
     token = _callbacks.set([])
     try:
         nodes, uses = _reachable(root)
-        for start in dict.fromkeys(node.announce() for node in nodes if node.announces):
+        for start in dict.fromkeys(node.announce() for node in nodes if node.announce is not None):
             start(uses.keys())
         # A leaf used once, with no gradient so far, may have it written straight into its buffer.
-        direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_buffer is not None}
+        direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_room is not None}
         gradients: dict[Tensor | Function, Array] = {root._node or root: seed}
         if root._node is None:
             _finish(root, gradients)
@@ -78,7 +78,7 @@ def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
             assert node.inputs is not None
             if direct:
                 node.into = [
-                    x._grad_buffer() if need and x in direct else None
+                    x._grad_room() if need and x in direct else None
                     for x, need in zip(node.inputs, node.needs, strict=True)
                 ]
             dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it

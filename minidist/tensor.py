@@ -41,9 +41,7 @@ class Tensor:
     requires_grad  whether backward shall reach this tensor
     """
 
-    __slots__ = (
-        "__weakref__", "_bring", "_grad_buffer", "_hooks", "_node", "_version", "data", "grad", "requires_grad"
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_bring", "_grad_room", "_hooks", "_node", "_version", "data", "grad", "requires_grad")
     __array_ufunc__ = None  # numpy_array * tensor becomes Tensor.__rmul__
 
     def __init__(self, data: Array, requires_grad: bool = False):
@@ -57,9 +55,8 @@ class Tensor:
         self._node: Function | None = None  # what computed it; None for a leaf
         self._version = [0]  # in-place changes so far; one counter is shared by all views of the same memory
         self._hooks: dict[int, Hook] | None = None  # called when this leaf's gradient is finished
-        # For parameters in flat buffers: what gives the array where the gradient is kept, and, if the parameter itself
-        # is there for a while only, what brings it back and gives it.
-        self._grad_buffer: Callable[[], Array] | None = None
+        # In flat buffers: what gives the array of the gradient; and what brings back `data`, if it comes and goes.
+        self._grad_room: Callable[[], Array] | None = None
         self._bring: Callable[[], Array] | None = None
 
     # -- what it is ---------------------------------------------------------------------------------------------
@@ -230,8 +227,7 @@ class Tensor:
         """Call hook(self) in every backward, as soon as this leaf's gradient is finished; returns what removes it.
 
         Finished means: every use of the leaf in this graph has contributed. Leaves finish in the reverse of the order
-        of their use, so a network's last layers first: what communication overlaps with. Hooks are called in the order
-        in which they were registered, those that want to be `last` after the others.
+        of their use, so a network's last layers first. Hooks are called as registered, `last` ones after the others.
         """
         if not (self.is_leaf and self.requires_grad):
             raise RuntimeError("hooks on a finished gradient need a leaf that requires a gradient")
@@ -247,10 +243,10 @@ class Tensor:
         """grad += dx. The first contribution goes into the parameter's own buffer, where it has one."""
         if self.grad is not None:
             self.grad.data += dx
-        elif self._grad_buffer is None:
+        elif self._grad_room is None:
             self.grad = Tensor(dx.copy())  # a copy: dx may be another tensor's gradient too
         else:
-            room = self._grad_buffer()
+            room = self._grad_room()
             if dx is not room:
                 room[...] = dx
             self.grad = Tensor(room)
@@ -311,7 +307,7 @@ class Function(ABC):
     """
 
     is_view = False  # the result shares memory with the first input
-    announces = False  # whether `announce` is to be called when a backward that goes through this node begins
+    announce: Callable[[], Callable[[Iterable[Tensor]], None]] | None = None  # see autograd.py
     bringing = False  # whether among `saved` there are functions that bring arrays back
 
     inputs: tuple[Any, ...] | None
@@ -326,10 +322,6 @@ class Function(ABC):
     @abstractmethod
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         """The gradient of each input, given that of the result."""
-
-    def announce(self) -> Callable[[Iterable[Tensor]], None]:
-        """A backward will go through this node. Returns what is to be called, with the leaves it will reach, then."""
-        raise NotImplementedError(f"{type(self).__name__} announces nothing")
 
     def save(self, *arrays: Array) -> Array:
         """Keep arrays for backward, if there will be one; returns the first."""
@@ -362,8 +354,7 @@ class Function(ABC):
                 node.versions = [(t._version, t._version[0]) for t in kept]
                 brought = {id(t.data): t._bring for t in kept if t._bring is not None}
                 if brought:  # keep what brings an array back in the array's place
-                    node.saved = tuple([brought.get(id(array), array) for array in node.saved])
-                    node.bringing = True
+                    node.saved, node.bringing = tuple([brought.get(id(a), a) for a in node.saved]), True
             result.requires_grad = True
             result._node = node
         return result
@@ -382,8 +373,7 @@ class Function(ABC):
                     f"version {version[0]}, saved at {saved_at}): change a copy (x.clone()), or do it after backward"
                 )
         if self.bringing:
-            self.packed = self.saved
-            self.saved = tuple([array() if callable(array) else array for array in self.saved])
+            self.packed, self.saved = self.saved, tuple([a() if callable(a) else a for a in self.saved])
 
     def put_back(self) -> None:
         """Let go of arrays that were brought back: another backward will bring them again."""

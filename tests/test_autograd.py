@@ -164,13 +164,13 @@ def with_buffer(array: np.ndarray) -> Tensor:
     """A leaf whose gradient is kept in a slice of a larger array, which holds rubbish."""
     x = Tensor(array, requires_grad=True)
     buffer = np.full(array.size + 2, np.nan)[1:-1].reshape(array.shape)
-    x._grad_buffer = lambda: buffer
+    x._grad_room = lambda: buffer
     return x
 
 
 def test_the_first_gradient_fills_the_buffer_and_later_ones_add() -> None:
     x = with_buffer(np.array([1.0, 2.0]))
-    buffer = x._grad_buffer()
+    buffer = x._grad_room()
     (x * 3).sum().backward()
     assert x.grad.data is buffer
     (x * 4).sum().backward()
@@ -190,7 +190,7 @@ def test_a_weight_gradient_is_computed_in_the_buffer(how: str, monkeypatch: pyte
     else:
         y = ops.embedding(Tensor(np.array([3, 1, 3])), w)
     y.sum().backward()
-    assert returned[0][1] is w._grad_buffer()
+    assert returned[0][1] is w._grad_room()
     expected = np.full((4, 3), 2.0) if how == "linear" else np.array([0, 1, 0, 2.0])[:, None] * np.ones(3)
     assert_allclose(w.grad.numpy(), expected)
 
@@ -207,7 +207,7 @@ def test_tied_weights_add_up_in_the_buffer() -> None:
     loss(plain).backward()
     for times in (1, 2, 3):
         loss(w).backward()
-        assert w.grad.data is w._grad_buffer()
+        assert w.grad.data is w._grad_room()
         assert_allclose(w.grad.numpy(), times * plain.grad.numpy())
 
 

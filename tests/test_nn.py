@@ -572,7 +572,7 @@ def test_backward_leaves_gradients_in_the_buffer(device: str) -> None:
             m(md.tensor(x, device=device)).sum().backward()
         for a, b in zip(loose.parameters(), laid.parameters(), strict=True):
             assert_array_equal(a.grad.numpy(), b.grad.numpy())
-            assert b.grad.data is b._grad_buffer()
+            assert b.grad.data is b._grad_room()
         expected = np.concatenate([p.grad.numpy().ravel() for p in loose.parameters()])
         assert_array_equal(md.Tensor(flat.grad).numpy(), expected, err_msg=str(times))
     if device == "cpu":
@@ -593,7 +593,7 @@ def test_the_first_gradient_is_written_into_the_buffer_without_a_copy(monkeypatc
     monkeypatch.setattr(md.Tensor, "_accumulate", lambda self, dx: (got.append((self, dx)), accumulate(self, dx))[1])
     layer(md.tensor(random(5, 3))).sum().backward()
     assert {id(p) for p, _ in got} == {id(layer.weight), id(layer.bias)}
-    assert all(dx is p._grad_buffer() for p, dx in got)
+    assert all(dx is p._grad_room() for p, dx in got)
 
 
 def test_gradients_that_were_there_move_with_the_parameters() -> None:

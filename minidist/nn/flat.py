@@ -51,9 +51,9 @@ class FlatBuffer:
             if data is None:
                 self.views[i][...] = values[i]
                 values[i] = None  # so that large models are not held twice
-            p._grad_buffer = partial(self.room, i)
+            p._grad_room = partial(self.room, i)
             if p.grad is not None:
-                p.grad.data, given = p._grad_buffer(), p.grad.data
+                p.grad.data, given = p._grad_room(), p.grad.data
                 p.grad.data[...] = given
             p._flat = self
 

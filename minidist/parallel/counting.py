@@ -18,14 +18,10 @@ class Counted(Function):
     """
 
     is_view = True
-    announces = True
 
     def forward(self, y: Array, tell: Callable[[], Start]) -> Array:
-        self.tell = tell
+        self.announce = tell
         return y
-
-    def announce(self) -> Start:
-        return self.tell()
 
     def backward(self, dy: Array) -> tuple[Array]:
         return (dy,)
