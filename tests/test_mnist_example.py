@@ -89,14 +89,12 @@ def test_it_tells_how_it_goes_once_and_writes_json(ranks: int, data: Path, tmp_p
     assert last, done.stdout
     assert float(last[1]) < float(first[1])
     number = r"\d+\.\d+"
-    step = (
-        rf"a step of a rank: sent ({number}) MB in ({number}) messages; computing {number} ms, communicating {number} "
-    )
-    sent = re.fullmatch(step + rf"ms, of which {number} ms hidden", lines[4])
+    sent = re.fullmatch(rf"a rank's step   sent ({number}) MB in ({number}) messages", lines[4])
     assert sent, lines[4]
+    assert re.fullmatch(rf" +computing {number} ms, communicating {number} ms, of which hidden {number} ms", lines[5])
     kinds = ", ".join(f"{kind} {number} MB" for kind in ("parameters", "gradients", "optimizer", "activations"))
-    assert re.fullmatch(f"peak memory of a rank: {kinds}", lines[5])
-    assert lines[6:] == (["the parameters of all 3 ranks are equal, bit for bit"] if ranks > 1 else [])
+    assert re.fullmatch(f"peak memory     {kinds}", lines[6])
+    assert lines[7:] == (["the parameters of all 3 ranks are equal, bit for bit"] if ranks > 1 else [])
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
     assert len(re.findall(r"epoch  1/2: +0%", done.stderr)) == 1  # a progress bar, of one rank

@@ -25,11 +25,11 @@ def costs_of(meter: Meter, comm: Communicator, seconds: float, steps: int) -> di
 
 
 def in_words(costs: dict[str, Any]) -> str:
-    """Two lines."""
+    """Three lines."""
     step, peak = costs["a_step"], costs["peak_bytes"]
     ms = {name: f"{1e3 * step[f'{name}_seconds']:.2f} ms" for name in ("compute", "communication", "hidden")}
     return (
-        f"a step of a rank: sent {step['sent_bytes'] / 1e6:.3f} MB in {step['sent_messages']:.1f} messages; computing "
-        f"{ms['compute']}, communicating {ms['communication']}, of which {ms['hidden']} hidden\n"
-        "peak memory of a rank: " + ", ".join(f"{kind} {nbytes / 1e6:.1f} MB" for kind, nbytes in peak.items())
+        f"a rank's step   sent {step['sent_bytes'] / 1e6:.3f} MB in {step['sent_messages']:.1f} messages\n"
+        f"                computing {ms['compute']}, communicating {ms['communication']}, of which hidden {ms['hidden']}\n"
+        "peak memory     " + ", ".join(f"{kind} {nbytes / 1e6:.1f} MB" for kind, nbytes in peak.items())
     )
