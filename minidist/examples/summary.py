@@ -27,9 +27,9 @@ def costs_of(meter: Meter, comm: Communicator, seconds: float, steps: int) -> di
 def in_words(costs: dict[str, Any]) -> str:
     """Three lines."""
     step, peak = costs["a_step"], costs["peak_bytes"]
-    ms = {name: f"{1e3 * step[f'{name}_seconds']:.2f} ms" for name in ("compute", "communication", "hidden")}
+    busy, sending, hidden = (f"{1e3 * step[f'{name}_seconds']:.2f} ms" for name in ("compute", "communication", "hidden"))
     return (
         f"a rank's step   sent {step['sent_bytes'] / 1e6:.3f} MB in {step['sent_messages']:.1f} messages\n"
-        f"                computing {ms['compute']}, communicating {ms['communication']}, of which hidden {ms['hidden']}\n"
+        f"                computing {busy}, communicating {sending}, of which hidden {hidden}\n"
         "peak memory     " + ", ".join(f"{kind} {nbytes / 1e6:.1f} MB" for kind, nbytes in peak.items())
     )
