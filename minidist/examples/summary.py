@@ -27,7 +27,8 @@ def costs_of(meter: Meter, comm: Communicator, seconds: float, steps: int) -> di
 def in_words(costs: dict[str, Any]) -> str:
     """Three lines."""
     step, peak = costs["a_step"], costs["peak_bytes"]
-    busy, sending, hidden = (f"{1e3 * step[f'{name}_seconds']:.2f} ms" for name in ("compute", "communication", "hidden"))
+    names = ("compute_seconds", "communication_seconds", "hidden_seconds")
+    busy, sending, hidden = (f"{1e3 * step[name]:.2f} ms" for name in names)
     return (
         f"a rank's step   sent {step['sent_bytes'] / 1e6:.3f} MB in {step['sent_messages']:.1f} messages\n"
         f"                computing {busy}, communicating {sending}, of which hidden {hidden}\n"
