@@ -50,7 +50,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import all_reduce_report as report_of
-from common import ONE_THREAD, RESULTS, machine, run_ranks
+from common import ONE_THREAD, RESULTS, machine, report_of_ranks
 
 PERIOD = 4099  # of the data that results are checked on: a prime, so that no two chunks are alike
 SMALL = 16 << 10  # bytes; up to here latency is what counts
@@ -203,11 +203,8 @@ def open_gloo(world) -> tuple:
 
 def launch(args: argparse.Namespace, ranks: int, python: str) -> dict:
     """Have so many ranks measure, in the environment of `python`; their report."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
-        options = ["--repeats", str(args.repeats), "--batch", str(args.batch), "--report", str(report)]
-        run_ranks(ranks, [__file__, *options, "--sizes", *map(str, args.sizes)], args.deadline, python)
-        return json.loads(report.read_text())
+    options = ["--repeats", str(args.repeats), "--batch", str(args.batch), "--sizes", *map(str, args.sizes)]
+    return report_of_ranks(ranks, [__file__, *options], args.deadline, python)
 
 
 def size(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -11,8 +12,10 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 RESULTS = Path(__file__).parent / "results"
@@ -81,6 +84,14 @@ def run_ranks(ranks: int, command: list[str], deadline: float, python: str = sys
             signal.signal(number, handler)
     if status:
         raise SystemExit(f"{ranks} ranks ended with status {status}")
+
+
+def report_of_ranks(ranks: int, command: list[str], deadline: float, python: str = sys.executable) -> Any:
+    """run_ranks with `--report FILE` behind the command, and what one of the ranks wrote there, in JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.json")
+        run_ranks(ranks, [*command, "--report", str(report)], deadline, python)
+        return json.loads(report.read_text())
 
 
 def stop_group(process: subprocess.Popen) -> None:

@@ -34,14 +34,13 @@ import hashlib
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from common import ONE_THREAD, RESULTS, machine, run_ranks, spread
+from common import ONE_THREAD, RESULTS, machine, report_of_ranks, spread
 
 BATCH, WARM_UP = 128, 5
 SMALL = 1 << 10  # bytes: less is not gradients, but numbers of samples
@@ -149,13 +148,10 @@ def measure(args: argparse.Namespace) -> dict[str, dict] | None:
 
 def launch(args: argparse.Namespace, ranks: int) -> dict[str, dict]:
     """Have so many ranks measure; what `measure` gives."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
-        names = ("repeats", "steps", "hidden", "microbatches", "algorithm", "check_steps")
-        options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
-        batch = str(BATCH * max(args.ranks))
-        run_ranks(ranks, [__file__, *options, "--check-batch", batch, "--report", str(report)], args.deadline)
-        return json.loads(report.read_text())
+    names = ("repeats", "steps", "hidden", "microbatches", "algorithm", "check_steps")
+    options = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
+    batch = str(BATCH * max(args.ranks))
+    return report_of_ranks(ranks, [__file__, *options, "--check-batch", batch], args.deadline)
 
 
 def table(ranks: int, report: dict[str, dict]) -> list[str]:

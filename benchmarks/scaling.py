@@ -43,13 +43,12 @@ import json
 import math
 import os
 import statistics
-import tempfile
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from common import ONE_THREAD, RESULTS, machine, run_ranks, spread
+from common import ONE_THREAD, RESULTS, machine, report_of_ranks, spread
 
 STAND_IN = 1 << 14  # numbers that stand for the gradients where no model is trained
 WIDTH = 1026  # of the hidden layer in the simulation: (784 + 1) 1026 + (1026 + 1) 10 = 64 * 12,745
@@ -204,11 +203,8 @@ def speeds(args: argparse.Namespace) -> dict[str, list[float]] | None:
 
 def launch(args: argparse.Namespace, ranks: int, turn: int) -> dict[str, list[float]]:
     """Have so many ranks train, both ways; what `speeds` gives."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
-        options = ["--batch", str(args.batch), "--steps", str(args.steps), "--turn", str(turn)]
-        run_ranks(ranks, [__file__, *options, "--report", str(report)], args.deadline)
-        return json.loads(report.read_text())
+    options = ["--batch", str(args.batch), "--steps", str(args.steps), "--turn", str(turn)]
+    return report_of_ranks(ranks, [__file__, *options], args.deadline)
 
 
 def strong(args: argparse.Namespace, say: Any) -> dict[tuple[int, str], list[float]]:

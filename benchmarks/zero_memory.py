@@ -52,13 +52,12 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from common import ONE_THREAD, RESULTS, machine, run_ranks, spread
+from common import ONE_THREAD, RESULTS, machine, report_of_ranks, spread
 
 BATCH, WARM_UP = 16, 2
 LIBRARIES = 150e6  # bytes that a rank takes without any model
@@ -218,11 +217,8 @@ def measure(args: argparse.Namespace) -> dict[str, float] | None:
 
 def launch(args: argparse.Namespace, ranks: int, zero: int) -> dict[str, float]:
     """Have so many ranks measure one stage; their report."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
-        size = ["--hidden", str(args.hidden), "--layers", str(args.layers), "--steps", str(args.steps)]
-        run_ranks(ranks, [__file__, *size, "--zero", str(zero), "--report", str(report)], args.deadline)
-        return json.loads(report.read_text())
+    size = ["--hidden", str(args.hidden), "--layers", str(args.layers), "--steps", str(args.steps)]
+    return report_of_ranks(ranks, [__file__, *size, "--zero", str(zero)], args.deadline)
 
 
 def needed(args: argparse.Namespace, ranks: int, zero: int) -> float:

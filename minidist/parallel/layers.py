@@ -72,16 +72,16 @@ class Layers:
     """
 
     def __init__(self, model: Module, parts: list[Part], comm: Communicator, algorithm: str, meter: Meter):
+        owner = owners_of(model)
+        strange = [p.shape for part in parts for p in part.flat.parameters if p not in owner]
+        if strange:  # before anything is let go of
+            raise ValueError(f"zero=3: the optimizer has parameters that the model has not, of shapes {strange}")
         self.comm, self.algorithm, self.meter = comm, algorithm, meter
         self.gathered = 0
         self.brought: Layer | None = None  # the layer that backward has asked for last
         self.all = [Layer(number, part, self) for number, part in enumerate(parts)]
         self._whole = 0  # how many `with whole()` we are in
         self._of = {id(layer.part): layer for layer in self.all}
-        owner = owners_of(model)
-        strange = [p.shape for part in parts for p in part.flat.parameters if p not in owner]
-        if strange:
-            raise ValueError(f"zero=3: the optimizer has parameters that the model has not, of shapes {strange}")
         of_module: dict[Module, list[Layer]] = {}
         for layer in self.all:
             of_module.setdefault(owner[layer.part.flat.parameters[0]], []).append(layer)
