@@ -7,7 +7,7 @@ elif comm.rank == 1:
     comm.recv(array, source=0)
 """
 
-from .base import MAX_TAG, Communicator, Request
+from .base import MAX_TAG, Communicator, Envelope, Request
 from .endings import PeerEnded, refuse
 from .handle import Handle, helper_thread
 from .network import Link, Network
@@ -19,6 +19,7 @@ __all__ = [
     "MAX_TAG",
     "Communicator",
     "Deadlock",
+    "Envelope",
     "Handle",
     "Link",
     "LostMessages",

@@ -15,7 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -73,6 +73,14 @@ class Request(ABC):
     @abstractmethod
     def _poll(self) -> bool:
         """As `test`; but in a simulation no other rank gets to run meanwhile."""
+
+
+class Envelope(NamedTuple):
+    """What is known of a message before it is received."""
+
+    source: int
+    tag: int
+    nbytes: int
 
 
 class Communicator(ABC):
@@ -140,6 +148,20 @@ class Communicator(ABC):
         receiving.wait()
         sending.wait()
         return recvarray
+
+    def iprobe(self, source: int | None = None, tag: int = 0) -> Envelope | None:
+        """The next message from `source` (None: from anyone), if one is there; it is still to be received.
+
+        Until it has been, nothing else may receive from that source with that tag. A message of more than 1 GiB shows
+        its first GiB only.
+        """
+        self._check_look(source, tag)
+        return self._iprobe(source, tag)
+
+    def probe(self, source: int | None = None, tag: int = 0, timeout: float | None = None) -> Envelope:
+        """As `iprobe`, but waits for a message. After `timeout` seconds (None: the communicator's): TimeoutError."""
+        self._check_look(source, tag)
+        return self._probe(source, tag, timeout)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -242,6 +264,12 @@ class Communicator(ABC):
     def _irecv(self, array: Array, source: int, tag: int) -> Request: ...
 
     @abstractmethod
+    def _iprobe(self, source: int | None, tag: int) -> Envelope | None: ...
+
+    @abstractmethod
+    def _probe(self, source: int | None, tag: int, timeout: float | None) -> Envelope: ...
+
+    @abstractmethod
     def _wait_any(self, waits: Waits, timeout: float | None) -> None:
         """Return when an operation can go on. After `timeout` seconds (None: the communicator's) raise TimeoutError."""
 
@@ -274,6 +302,9 @@ class Communicator(ABC):
         if not 0 <= tag <= MAX_TAG:
             raise ValueError(f"tag {tag}: tags are 0 to {MAX_TAG}")
         return peer
+
+    def _check_look(self, source: int | None, tag: int) -> None:
+        self._check_peer("source", 0 if source is None else source, tag)
 
     def _check_array(self, array: Array) -> None:
         if not (isinstance(array, np.ndarray) or on_gpu(array)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..backend import Array, copy_into
 from .agenda import Rank
-from .base import Request
+from .base import Envelope, Request
 from .network import Network, Traffic
 from .record import Entry, FlightRecord
 from .scheduler import Scheduler
@@ -139,6 +139,63 @@ class Split:
         return f"split{self.comm.group()}"
 
 
+class Probe:
+    """A look for a message that nobody has asked for yet, from one source or from anyone; it ends when one is there."""
+
+    def __init__(self, comm: SimulatedCommunicator, source: int | None, tag: int):
+        self.comm, self.source, self.tag = comm, source, tag
+
+    @property
+    def at(self) -> float | None:
+        return min((arrival for arrival, _, _ in self._messages()), default=None)
+
+    def found(self) -> Envelope | None:
+        """The message that came first, of those that have come by now; of several at one time a random one."""
+        now = self.comm.me.now
+        here = [message for message in self._messages() if message[0] <= now]
+        if not here:
+            return None
+        first = min(here, key=lambda message: message[0])[0]
+        ties = [message for message in here if message[0] == first]
+        _, source, nbytes = ties[0] if len(ties) == 1 else ties[int(self.comm.scheduler.draw() * len(ties))]
+        return Envelope(source, self.tag, nbytes)
+
+    def sees(self, context: int, source: int, tag: int) -> bool:
+        """Whether it looks for a message from that rank of the world, on that communicator."""
+        if (context, tag) != (self.comm.context, self.tag):
+            return False
+        return self.source is None or self.comm.members[self.source] == source
+
+    def _messages(self) -> list[tuple[float, int, int]]:
+        """Of each source's next message, its arrival, the source's rank, and its size."""
+        channels = self.comm.mailboxes.unclaimed[self.comm.world_rank].get((self.comm.context, self.tag), {})
+        if self.source is None:
+            sources = list(channels)
+        else:
+            sources = [self.comm.members[self.source]]
+        found = []
+        for source in sources:
+            channel = channels.get(source)
+            if channel is None:
+                continue
+            if channel.messages:
+                data, _, arrival, _ = channel.messages[0]
+                found.append((arrival, self.comm.rank_of(source), data.nbytes))
+            else:
+                del channels[source]
+        return found
+
+    def waits_for(self) -> list[int]:
+        members = self.comm.members
+        if self.source is not None:
+            return [members[self.source]]
+        return [member for rank, member in enumerate(members) if rank != self.comm.rank] or list(members)
+
+    def describe(self) -> str:
+        whom = "anyone" if self.source is None else f"rank {self.source}"
+        return f"a message from {whom}, tag {self.tag}{self.comm.group()}"
+
+
 # The array, copied if the send is eager; the line that sent it; then, if eager, its arrival, else the send itself.
 Message = tuple[Array, Place, float, Send | None]
 
@@ -162,6 +219,9 @@ class Mailboxes:
         self.traffic = Traffic(network, size)
         self.channels: list[dict[tuple[int, int, int], Channel]] = [{} for _ in range(size)]
         self.open_receives: list[dict[Receive, None]] = [{} for _ in range(size)]  # a dict for its order
+        # Of each rank, by communicator and tag, and then by source: the channels that (may) hold messages.
+        self.unclaimed: list[dict[tuple[int, int], dict[int, Channel]]] = [{} for _ in range(size)]
+        self.probes: dict[int, Probe] = {}  # of each rank that waits in one
         self.messages_sent = [0] * size
         self.bytes_sent = [0] * size
         self.splits: dict[tuple[int, int], Split] = {}  # those that some ranks have called and some have not
@@ -189,6 +249,10 @@ class Mailboxes:
             self._match(message, channel.receives.popleft())
         else:
             channel.messages.append(message)
+            self.unclaimed[receiver].setdefault((comm.context, tag), {})[me] = channel
+            probe = self.probes.get(receiver)
+            if probe is not None and probe.sees(comm.context, me, tag):
+                self._scheduler.ends(probe.comm.me, probe)
         self._scheduler.happened()
         return request
 

@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from .. import backend
 from ..backend import Array
-from .base import Communicator, Request, default_checked, default_timeout
+from .base import Communicator, Envelope, Request, default_checked, default_timeout
 from .endings import Endings, say
 from .handle import Handle, InFlight, Waits, progress
 from .record import FlightRecord
@@ -133,6 +133,7 @@ class MpiCommunicator(Communicator):
         self.record = FlightRecord(self.clock) if parent is None else parent.record
         self.in_flight = InFlight() if parent is None else parent.in_flight
         self._shared: SharedMemory | None = None
+        self._status = MPI.Status()  # of iprobe
         self.scratch = Scratch() if parent is None else parent.scratch
 
     clock = staticmethod(time.perf_counter)
@@ -163,6 +164,29 @@ class MpiCommunicator(Communicator):
         buffer, staged = _memory(array)
         pieces = [self.mpi.Irecv((piece, BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
         return LongRequest(self, pieces, array, staged, source, tag, True)
+
+    def _iprobe(self, source: int | None, tag: int) -> Envelope | None:
+        status = self._status
+        if not self.mpi.Iprobe(MPI.ANY_SOURCE if source is None else source, tag, status):
+            return None
+        return Envelope(status.source, tag, status.Get_count(BYTE))
+
+    def _probe(self, source: int | None, tag: int, timeout: float | None) -> Envelope:
+        soon = self._iprobe(source, tag)
+        if soon is not None:
+            return soon
+        whom = [peer for peer in range(self.size) if peer != self.rank] if source is None else [source]
+        peers = [self.members[peer] for peer in whom]
+        found: list[Envelope] = []
+
+        def look() -> bool:
+            envelope = self._iprobe(source, tag)
+            if envelope is not None:
+                found.append(envelope)
+            return envelope is not None
+
+        self.wait_for(look, peers, timeout, f"a message from {'anyone' if source is None else whom[0]}, tag {tag}")
+        return found[0]
 
     def _wait_any(self, waits: Waits, timeout: float | None) -> None:
         requests: list[Any] = [request for _, request in waits if not isinstance(request, Handle)]

@@ -42,8 +42,8 @@ class Scheduler:
         self.ranks = [Rank(number) for number in range(size)]
         self.now = 0.0  # the clock of the rank that runs; never decreases
         self.stopping = self.over = False
-        self._draw = random.Random(seed).random
-        self._agenda = Agenda(self._draw)
+        self.draw = random.Random(seed).random
+        self._agenda = Agenda(self.draw)
         self._deadlines: list[tuple[float, int, Rank, Wait]] = []  # a heap of (time, serial number, who, what)
         self._serial = itertools.count()
         self._parked: dict[Rank, None] = {}  # they test in vain, until something happens
@@ -108,7 +108,7 @@ class Scheduler:
 
     def pause(self, rank: Rank) -> None:
         """Let others run first, half of the time, if there are any whose turn it is as well."""
-        if self._draw() < 0.5 and self._agenda.earliest <= rank.now:
+        if self.draw() < 0.5 and self._agenda.earliest <= rank.now:
             self._agenda.put(rank, rank.now)
             self._give_way()
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 from ..backend import Array
 from .agenda import AnyOf, Wait
-from .base import Communicator, Request, default_checked, default_timeout
+from .base import Communicator, Envelope, Request, default_checked, default_timeout
 from .handle import InFlight, Waits, progress
-from .mailbox import Mailboxes, Pending, Sent, Split
+from .mailbox import Mailboxes, Pending, Probe, Sent, Split
 from .network import Network
 from .record import FlightRecord, Waiting
 from .report import LostMessages, lost_text
@@ -116,6 +116,8 @@ class SimulatedCommunicator(Communicator):
         self.mailboxes = mailboxes
         self.members = members  # world ranks, in the order of this communicator
         self.world_rank = members[rank]
+        self._ranks = {member: number for number, member in enumerate(members)}
+        self._looks: dict[tuple[int | None, int], Probe] = {}
         self.me = scheduler.ranks[self.world_rank]
         self.context = context
         self.network = mailboxes.network
@@ -150,6 +152,38 @@ class SimulatedCommunicator(Communicator):
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
         self.scheduler.check_running()
         return self.mailboxes.post_receive(self, array, source, tag)
+
+    def _iprobe(self, source: int | None, tag: int) -> Envelope | None:
+        self.scheduler.check_running()
+        probe = self._probe_of(source, tag)
+        found = probe.found()
+        if found is None:
+            self.tested_in_vain(probe)
+            found = probe.found()
+        return found
+
+    def _probe(self, source: int | None, tag: int, timeout: float | None) -> Envelope:
+        self.scheduler.check_running()
+        probe = self._probe_of(source, tag)
+        soon = probe.found()
+        if soon is not None:
+            return soon
+        self.mailboxes.probes[self.world_rank] = probe
+        try:
+            self.wait_for(probe, timeout)
+        finally:
+            del self.mailboxes.probes[self.world_rank]
+        found = probe.found()
+        assert found is not None
+        return found
+
+    def _probe_of(self, source: int | None, tag: int) -> Probe:
+        """One object for all looks at a place: that it is looked at again shows that the rank waits."""
+        return self._looks.setdefault((source, tag), Probe(self, source, tag))
+
+    def rank_of(self, world_rank: int) -> int:
+        """The number in this communicator of a rank of the world."""
+        return self._ranks[world_rank]
 
     # -- waiting --------------------------------------------------------------------------------------------------
 
