@@ -175,6 +175,8 @@ class MpiCommunicator(Communicator):
         soon = self._iprobe(source, tag)
         if soon is not None:
             return soon
+        if timeout == 0:
+            raise TimeoutError(f"no message with tag {tag} is here")
         whom = [peer for peer in range(self.size) if peer != self.rank] if source is None else [source]
         peers = [self.members[peer] for peer in whom]
         found: list[Envelope] = []

@@ -1,0 +1,35 @@
+"""The parameter server: servers keep the parameters, workers push gradients and pull values.
+
+Read in this order: messages.py (what is said), server.py and worker.py (who says it), consistency.py (when), keys.py
+(who keeps what), scheduler.py and membership.py (who takes part), replication.py (copies), training.py (a model on it).
+"""
+
+from .consistency import Consistency, consistency_of
+from .keys import Key, Layout, Roles, Stretch
+from .messages import Expelled, Kind, Refused
+from .report import Report
+from .scheduler import WorkerLost
+from .server import Node, Server
+from .store import Store, add
+from .training import ParameterServer
+from .worker import Worker
+
+__all__ = [
+    "Consistency",
+    "Expelled",
+    "Key",
+    "Kind",
+    "Layout",
+    "Node",
+    "ParameterServer",
+    "Refused",
+    "Report",
+    "Roles",
+    "Server",
+    "Store",
+    "Stretch",
+    "Worker",
+    "WorkerLost",
+    "add",
+    "consistency_of",
+]

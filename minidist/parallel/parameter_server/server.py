@@ -1,0 +1,362 @@
+"""The server: a loop, and one handler per message.
+
+    while there is work:  receive a message;  handle it;  answer the pulls that can be answered now
+
+What a server keeps of each key is in store.py; when a push is applied and a pull is answered, in consistency.py; copies
+on other servers, in replication.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...backend import Array
+from ...comm import Communicator
+from .consistency import Consistency
+from .keys import Key, Layout, Roles
+from .membership import View, first_view
+from .messages import Code, Expelled, Kind, Message, Refused
+from .post import Post
+from .replication import Chain, Entry
+from .store import Store
+
+Make = Callable[[Key], Store]  # the store of a key, with its first values
+Handler = Callable[[int, Message, Any], None]
+
+
+class Server:
+    """One server's part. `make(key)` gives the store of each key of its own shard, and of those it has copies of."""
+
+    def __init__(
+        self, comm: Communicator, post: Post, roles: Roles, layout: Layout, consistency: Consistency, make: Make
+    ):
+        self.comm, self.post, self.roles, self.layout, self.consistency = comm, post, roles, layout, consistency
+        self.number = roles.server_ranks.index(comm.rank)
+        self.view = first_view(roles)
+        # The shards of which it has a copy: its own, and those of the servers before it in the circle.
+        shards = [(self.number - i) % roles.servers for i in range(roles.copies + 1)]
+        self.stores = {key.number: make(key) for key in layout.keys if key.server in shards}
+        self.chains = {shard: Chain(self, shard) for shard in shards}
+        self.touched: dict[int, None] = {}  # keys at which something has happened, since `answer`
+        self.staleness: Counter[int] = Counter()  # of each gradient: how many updates the values had had meanwhile
+        self.lag: Counter[int] = Counter()  # of each pull that is answered: clocks ahead of the slowest worker
+        self.dropped = 0
+        self.stopped = False
+        self.handlers: dict[int, Handler] = {
+            Kind.PULL: self.on_pull,
+            Kind.PULL_ROWS: self.on_pull,
+            Kind.PUSH: self.on_push,
+            Kind.PUSH_ROWS: self.on_push,
+            Kind.VIEW: self.on_view,
+            Kind.FORWARD: self.on_forward,
+            Kind.REPLICATED: self.on_replicated,
+            Kind.STOP: self.on_stop,
+        }
+
+    # -- pull -----------------------------------------------------------------------------------------------------
+
+    def on_pull(self, source: int, message: Message, body: Any) -> None:
+        """Answer when the consistency allows it."""
+        store = self.store(source, message)
+        rows = None
+        if message.kind == Kind.PULL_ROWS:
+            rows = self.rows(store.key, message, body)
+        elif not 0 <= message.start <= message.start + message.size <= store.key.size:
+            raise Refused(
+                Code.WRONG_LENGTH,
+                f"pull of elements {message.start} … {message.start + message.size} of "
+                f"{store.key.name} (key {message.key}), which has {store.key.size}",
+            )
+        store.waiting.append((source, message, rows))
+        self.touched[message.key] = None
+
+    def answer(self) -> None:
+        """Answer the pulls that can be answered now: the keys of the first layers first."""
+        for number in sorted(self.touched):
+            store = self.stores[number]
+            if not store.waiting:
+                continue
+            still = []
+            slowest = min(store.clocks.values(), default=0)
+            for source, message, rows in store.waiting:
+                if source not in store.clocks:
+                    continue  # it died or left while it waited
+                if not self.consistency.ready(store, message.clock):
+                    still.append((source, message, rows))
+                    continue
+                self.lag[max(message.clock - slowest, 0)] += 1
+                self.consistency.answered(store, source)
+                self._send_values(source, store, message, rows)
+            store.waiting = still
+        self.touched.clear()
+
+    def _send_values(self, source: int, store: Store, message: Message, rows: Any) -> None:
+        if rows is None:
+            values = store.data[message.start : message.start + message.size]
+        else:
+            values = store.data.reshape(-1, store.key.width)[rows]
+        sent = self.post.send(
+            source, Kind.VALUES, values, key=message.key, dtype=ord(store.key.dtype.char), number=message.number,
+            clock=max(store.clock, message.clock), start=message.start, size=message.size, stamp=store.version,
+        )  # fmt: skip
+        if rows is None:
+            store.lend(sent)
+
+    # -- push -----------------------------------------------------------------------------------------------------
+
+    def on_push(self, source: int, message: Message, body: Any) -> None:
+        """Take a gradient; it is acknowledged when it is in the values, and in all copies of them."""
+        store = self.store(source, message)
+        chain = self.chains[store.key.server]
+        if message.number <= store.seen.get(source, -1):  # sent again, after the server it was sent to had died
+            chain.acknowledge(store, source, message.number)
+            return
+        gradient = self.gradient(store, message, body)
+        staleness = store.version - message.stamp
+        if not self.consistency.push(store, source, message, gradient, self.apply):
+            self.dropped += 1
+            self._acknowledge(source, store, message.number, taken=0)
+        else:
+            if not self.consistency.synchronous:
+                self.staleness[staleness] += 1
+            if gradient is None and not self.consistency.synchronous:
+                self._acknowledge(source, store, message.number)
+        self.touched[message.key] = None
+
+    def apply(self, store: Store, gradient: Array, made_of: list[tuple[int, int]], scale: float) -> None:
+        """The one place where values change: here, and then on the copies."""
+        store.apply(gradient, scale)
+        store.seen.update(made_of)
+        if self.consistency.synchronous:
+            self.staleness[0] += len(made_of)
+        self.chains[store.key.server].applied(store, gradient, made_of, scale)
+
+    def acknowledge(self, store: Store, made_of: list[tuple[int, int]]) -> None:
+        """Pushes are in the values, on all servers that keep them."""
+        for worker, number in made_of:
+            self._acknowledge(worker, store, number)
+
+    def _acknowledge(self, worker: int, store: Store, number: int, taken: int = 1) -> None:
+        if worker in self.view.workers:
+            self.post.send(worker, Kind.ACK, key=store.key.number, number=number, clock=store.clock, start=taken)
+
+    # -- copies ---------------------------------------------------------------------------------------------------
+
+    def on_forward(self, source: int, message: Message, body: Any) -> None:
+        """The server before us in a chain has applied something: so do we."""
+        store = self.stores.get(message.key)
+        if store is None:
+            raise Refused(Code.UNKNOWN_KEY, f"key {message.key} has no copy on server {self.number}")
+        entry = Entry.unpack(message, body, store)
+        if self.chains[store.key.server].forwarded(source, store, entry):
+            store.apply(entry.gradient, entry.scale)
+            store.seen.update(entry.made_of)
+            for worker, _ in entry.made_of:
+                if worker in store.clocks:
+                    store.clocks[worker] = max(store.clocks[worker], message.clock)
+            store.clock = max(store.clock, message.clock) if self.consistency.synchronous else 0
+            self.chains[store.key.server].pass_on(store, entry)
+
+    def on_replicated(self, source: int, message: Message, body: Any) -> None:
+        """All servers behind us in a chain have applied something."""
+        store = self.stores.get(message.key)
+        if store is not None:
+            self.chains[store.key.server].replicated(source, store, message.number)
+
+    # -- who takes part -------------------------------------------------------------------------------------------
+
+    def on_view(self, source: int, message: Message, body: Any) -> None:
+        """The scheduler's word about who takes part."""
+        if source != self.roles.scheduler:
+            raise Refused(Code.NO_ROLE, f"a view from rank {source}, which is not the scheduler")
+        view = View.unpack(message.stamp, body)
+        if view.number > self.view.number:
+            before, self.view = self.view, view
+            if self.comm.rank not in view.servers:
+                raise Expelled(Code.EXPELLED, f"server {self.number} was not heard of for too long; others go on")
+            for number, store in self.stores.items():
+                self._change_workers(store, before)
+                self.touched[number] = None
+            for chain in self.chains.values():
+                chain.changed()
+            for number in self.touched:
+                self.consistency.changed(self.stores[number], self.apply)
+        self.post.send(source, Kind.ACK, number=message.number, stamp=view.number)
+
+    def _change_workers(self, store: Store, before: View) -> None:
+        for worker in before.workers:
+            if worker not in self.view.workers:
+                store.clocks.pop(worker, None)
+                store.pulled.pop(worker, None)
+        for worker, clock in self.view.workers.items():
+            if before.workers.get(worker) != clock:
+                store.clocks[worker] = clock
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def on_stop(self, source: int, message: Message, body: Any) -> None:
+        """The run is over: tell the values, and what there was."""
+        if source != self.roles.scheduler:
+            raise Refused(Code.NO_ROLE, f"a stop from rank {source}, which is not the scheduler")
+        for store in self.stores.values():
+            if self.view.chain(store.key.server, self.roles.copies)[0] == self.comm.rank:
+                whole = message._replace(kind=int(Kind.PULL), key=store.key.number, size=store.key.size)
+                self._send_values(source, store, whole, None)
+        figures = [self.post.received_bytes, self.post.sent_bytes, self.dropped, len(self.staleness), len(self.lag)]
+        for histogram in (self.staleness, self.lag):
+            for value, count in sorted(histogram.items()):
+                figures += [value, count]
+        self.post.send(source, Kind.STATS, np.array(figures, np.int64), number=message.number)
+        self.stopped = True
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def store(self, source: int, message: Message) -> Store:
+        """The store of a worker's message. Errors  Refused: no such key here, or no such worker"""
+        store = self.stores.get(message.key)
+        if store is None or self.view.chain(store.key.server, self.roles.copies)[0] != self.comm.rank:
+            where = "exist" if message.key < len(self.layout.keys) else f"{len(self.layout.keys)} keys exist"
+            raise Refused(Code.UNKNOWN_KEY, f"key {message.key} is not on server {self.number}; {where}")
+        if source not in store.clocks:
+            if source in self.roles.workers:
+                raise Expelled(Code.EXPELLED, f"rank {source} does not take part (any more): register first")
+            raise Refused(Code.NO_ROLE, f"rank {source} is no worker: those are {self.roles.workers}")
+        return store
+
+    def rows(self, key: Key, message: Message, body: Any) -> np.ndarray:
+        """The row numbers at the beginning of a body."""
+        count = message.size
+        if not 0 <= count <= (0 if body is None else body.nbytes) // 8:
+            raise Refused(Code.WRONG_LENGTH, f"{count} rows in a body of {0 if body is None else body.nbytes} bytes")
+        rows = np.empty(0, np.int64) if body is None else body.reshape(-1).view(np.uint8)[: 8 * count].view(np.int64)
+        if count and not (rows.min() >= 0 and rows.max() < key.size // key.width):
+            raise Refused(
+                Code.WRONG_LENGTH,
+                f"rows {rows.min()} to {rows.max()} of {key.name} (key {key.number}), of {key.size // key.width}",
+            )
+        return rows
+
+    def room(self, source: int, message: Message) -> Array:
+        """Where a long body is to be put. Errors  Refused: it is not wanted"""
+        if message.kind == Kind.FORWARD and message.key in self.stores:
+            store = self.stores[message.key]
+            if message.length <= Entry.nbytes(store, len(self.roles.workers)):
+                return np.empty(message.length, np.uint8)
+        if message.kind == Kind.PULL_ROWS:
+            key = self.store(source, message).key
+            if message.length == 8 * message.size <= 8 * key.size:
+                return np.empty(message.length, np.uint8)
+        if message.kind not in (Kind.PUSH, Kind.PUSH_ROWS):
+            raise Refused(Code.WRONG_LENGTH, f"{message.name} with a body of {message.length} bytes")
+        store = self.store(source, message)
+        self.check_push(store, message)
+        if message.kind == Kind.PUSH and message.size == store.key.size:
+            return store.spare()
+        return np.empty(message.length, np.uint8)
+
+    def check_push(self, store: Store, message: Message) -> None:
+        """Errors  Refused: a push of another dtype or length, or with a senseless weight"""
+        key, rows = store.key, message.kind == Kind.PUSH_ROWS
+        if message.dtype != ord(key.dtype.char) and message.size:
+            try:
+                sent = np.dtype(chr(message.dtype)).name
+            except TypeError:
+                sent = f"code {message.dtype}"
+            raise Refused(Code.WRONG_DTYPE, f"push of {sent} to {key.name} (key {key.number}), which is {key.dtype}")
+        each = key.width * key.dtype.itemsize + 8 if rows else key.dtype.itemsize
+        most = key.size // key.width if rows else key.size - message.start
+        if not (message.start >= 0 and 0 <= message.size <= max(most, 0) and message.length == message.size * each):
+            what = "rows" if rows else "elements"
+            raise Refused(
+                Code.WRONG_LENGTH,
+                f"push of {message.length} bytes, {message.size} {what} from {message.start}, to {key.name} "
+                f"(key {key.number}), which has {key.size // (key.width if rows else 1)} {what}",
+            )
+        if not 0 <= message.weight < math.inf:
+            raise Refused(Code.WRONG_LENGTH, f"push with the weight {message.weight}: expected samples, 0 or more")
+
+    def gradient(self, store: Store, message: Message, body: Any) -> Array | None:
+        """What was pushed, as an array like the values; zeros where nothing was pushed."""
+        self.check_push(store, message)
+        key, count = store.key, message.size
+        if not count:
+            return None
+        if message.kind == Kind.PUSH:
+            if body.dtype == key.dtype and body.size == key.size:
+                return body  # received into a spare array
+            values = body.view(key.dtype)
+            gradient = store.spare() if count == key.size else store.zeros()
+            gradient[message.start : message.start + count] = values
+            return gradient
+        rows = self.rows(key, message, body)
+        values = body.reshape(-1).view(np.uint8)[8 * count :].view(key.dtype).reshape(count, key.width)
+        gradient = store.zeros()
+        np.add.at(gradient.reshape(-1, key.width), rows, values)
+        return gradient
+
+
+class Node:
+    """A rank that serves: as a server, as the scheduler, or as both. `run` is its loop."""
+
+    def __init__(self, comm: Communicator, roles: Roles, heartbeat: float):
+        self.comm, self.roles, self.heartbeat = comm, roles, heartbeat
+        self.post = Post(comm, self.room)
+        self.server: Server | None = None
+        self.scheduler: Any = None
+        self._beat = comm.clock()  # when it gave its last sign of life
+
+    def room(self, source: int, message: Message) -> Array:
+        """Where a long body is to be put."""
+        if self.scheduler is not None and message.kind == Kind.VALUES:
+            return self.scheduler.room(source, message)
+        if self.server is None:
+            raise Refused(Code.NO_ROLE, f"rank {self.comm.rank} is no server")
+        return self.server.room(source, message)
+
+    def run(self, over: Callable[[], bool]) -> None:
+        """Serve until `over()`."""
+        while not over():
+            item = self.post.receive(0)
+            if item is None:  # nothing to do but what has gathered
+                if self.server is not None:
+                    self.server.answer()
+                self.post.flush()
+                wait = self.check()
+                self.post.flush()
+                if over():
+                    break
+                item = self.post.receive(wait)
+            if item is not None:
+                self.handle(*item)
+        self.post.finish()
+
+    def check(self) -> float:
+        """Do what is due; returns after how many seconds something will be."""
+        if self.scheduler is not None:
+            return self.scheduler.check()
+        now = self.comm.clock()
+        if now - self._beat >= self.heartbeat:
+            self.post.send(self.roles.scheduler, Kind.HEARTBEAT)
+            self._beat = now
+        return max(self._beat + self.heartbeat - now, 1e-3)
+
+    def handle(self, source: int, message: Message, body: Any) -> None:
+        """Pass a message to the handler for its kind; what is wrong with it goes back to its sender."""
+        for role in (self.server, self.scheduler):
+            handler = None if role is None else role.handlers.get(message.kind)
+            if handler is not None:
+                try:
+                    handler(source, message, body)
+                except Refused as refused:
+                    if message.kind == Kind.VIEW and isinstance(refused, Expelled):
+                        raise
+                    self.post.refuse(source, message, refused)
+                return
+        if message.kind not in (Kind.REFUSED, Kind.ACK):
+            text = f"{message.name}: rank {self.comm.rank} has no handler for it"
+            self.post.refuse(source, message, Refused(Code.NO_ROLE, text))
