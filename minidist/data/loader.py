@@ -10,7 +10,7 @@ import numpy as np
 from .. import backend
 from ..backend import Array
 from .mnist import scaled
-from .partition import named
+from .partition import named, uniform
 
 
 class Loader:
@@ -55,6 +55,7 @@ class Loader:
         self.batch_size, self.rank, self.size = batch_size, rank, size
         self.seed, self.shuffle, self.dtype, self.device = seed, shuffle, dtype, device
         self.partition = named(partition, np.asarray(labels), hosts)
+        self._order: tuple[int, np.ndarray] | None = None  # an epoch, and its samples in order
         self.shares(epoch=0)  # refuses bad arguments here, not in the first step
 
     def __len__(self) -> int:
@@ -73,13 +74,24 @@ class Loader:
         after k steps). What is left is dealt as it would have been.
         """
         for indices in self.shares(epoch, start):
-            indices = backend.to(indices, self.device)
-            images = self.images.take(indices, axis=0)
-            if images.dtype == np.uint8:
-                images = scaled(images, self.dtype)
-            else:
-                images = images.astype(self.dtype, copy=False)
-            yield images, self.labels.take(indices)
+            yield self._batch(indices)
+
+    def _batch(self, indices: np.ndarray) -> tuple[Array, Array]:
+        indices = backend.to(indices, self.device)
+        images = self.images.take(indices, axis=0)
+        if images.dtype == np.uint8:
+            images = scaled(images, self.dtype)
+        else:
+            images = images.astype(self.dtype, copy=False)
+        return images, self.labels.take(indices)
+
+    def take(self, epoch: int, start: int, size: int) -> tuple[Array, Array]:
+        """The samples start … start + size of an epoch's order, which all ranks have alike: what a scheduler deals."""
+        if self._order is None or self._order[0] != epoch:
+            n = len(self.labels)
+            whole = uniform(n, 1, 0, max(n, 1), self.seed, epoch, self.shuffle)
+            self._order = (epoch, np.concatenate([*whole, np.empty(0, int)]).astype(int))
+        return self._batch(self._order[1][start : start + size])
 
     def shares(self, epoch: int, start: int = 0, rank: int | None = None) -> list[np.ndarray]:
         """The indices of this rank's samples (or another's), batch by batch (D.1)."""

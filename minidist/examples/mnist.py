@@ -27,7 +27,9 @@ import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
 from minidist.data.picture import draw_partitions
-from minidist.examples.options import OPTIMIZERS, json_name, parse
+from minidist.examples.options import OPTIMIZERS, SERVERS, json_name, parse
+from minidist.examples.servers import fit_with_servers
+from minidist.examples.straggler import Straggler
 from minidist.examples.summary import costs_of, in_words
 from minidist.nn import functional as F
 
@@ -50,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, backend.DeviceError) as error:
         problem = f"mnist: rank {comm.rank}: {error}" if comm.rank else f"mnist: {error}"
     refuse_if_any(comm, problem)
-    result, state = fit(model, train, test, args, comm, device)
+    how = fit_with_servers if args.sync == SERVERS else fit
+    result, state = how(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
         md.checkpoint.save(args.save, state)
     if args.json and comm.rank == 0:
@@ -153,10 +156,11 @@ def fit(
     seconds, loss, accuracy = 0.0, float("nan"), float("nan")
     meter = optimizer.meter if args.local_sgd or args.diloco else network.meter
     meter.reset()
+    pace = partial(Straggler(args.straggler, comm).computing, lambda: meter.waited)
     # D.3(5) Repeat 3 and 4 until the stopping condition holds: so many epochs.
     for epoch in range(args.epochs):
         start = time.perf_counter()
-        loss = train_epoch(network, optimizer, loaders, epoch, args, comm)
+        loss = train_epoch(network, optimizer, loaders, epoch, args, comm, pace)
         backend.synchronize()
         took = time.perf_counter() - start
         seconds += took
@@ -187,9 +191,9 @@ def fit(
 
 
 def train_epoch(
-    network: Any, optimizer: Any, loaders: list[md.data.Loader], epoch: int, args: Any, comm: Communicator
+    network: Any, optimizer: Any, loaders: list[md.data.Loader], epoch: int, args: Any, comm: Communicator, pace: Any
 ) -> float:
-    """One pass over the training data; returns the mean loss over all ranks' samples."""
+    """One pass over the training data; returns the mean loss over all ranks' samples. `pace` slows a straggler down."""
     total = np.zeros(2)  # the sum of the losses, and of the samples
     alone = args.local_sgd or args.diloco  # between two averages
     with tqdm(
@@ -212,7 +216,7 @@ def train_epoch(
                 if alone and not share:
                     break
                 # D.3(4) Synchronise: the last backward ends with the average of all ranks' gradients ...
-                with nullcontext() if alone or number == len(pieces) else network.no_sync():
+                with pace(), nullcontext() if alone or number == len(pieces) else network.no_sync():
                     logits = network(md.Tensor(images))
                     if args.accumulate == 1:
                         loss = F.cross_entropy(logits, md.Tensor(labels))

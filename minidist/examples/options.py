@@ -8,10 +8,15 @@ from typing import Any
 
 import minidist as md
 from minidist.comm import Communicator
+from minidist.examples.straggler import straggler_of
+from minidist.parallel.parameter_server import Roles, consistency_of
+from minidist.parallel.parameter_server.consistency import CHOICES, Synchronous
 from minidist.parallel.starting import check_options
 
 OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
 MICROBATCHES = 8  # of --reproducible
+SERVERS = "parameter-server"
+DEFAULTS = {"servers": 1, "consistency": "bsp", "copies": 0, "sharding": "range", "deadline": 30.0}  # of its options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,8 +52,9 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--data", metavar="DIR", help="folder of another data set in MNIST's four files (MNIST itself)")
 
     add = parser.add_argument_group("ranks in step (D.3)").add_argument
-    add("--sync", choices=["auto", *md.collectives.ALGORITHMS["all_reduce"]],
-        help="the all-reduce (with --zero: reduce-scatter, all-gather) that keeps ranks in step (ring)")  # fmt: skip
+    add("--sync", choices=["auto", *md.collectives.ALGORITHMS["all_reduce"], SERVERS],
+        help="the all-reduce (with --zero: reduce-scatter, all-gather) that keeps ranks in step, "
+        "or a parameter server (ring)")  # fmt: skip
     add("--zero", type=int, choices=(0, 1, 2, 3), default=0,
         help="a rank keeps 1/P: 1 of the optimizer's state, 2 of gradients too, "
         "3 of parameters too (%(default)s)")  # fmt: skip
@@ -65,6 +71,18 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         help="a rank that waits longer for another ends all, and a table says who waits for whom "
         "(MINIDIST_TIMEOUT, else 600)")  # fmt: skip
 
+    add("--straggler", metavar="RANK:FACTOR", help="this rank runs FACTOR times slower, say 2:3.0 (off)")
+
+    add = parser.add_argument_group("with --sync parameter-server").add_argument
+    add("--servers", type=int, metavar="N", help="the first N ranks are servers, the others workers (1)")
+    add("--consistency", metavar="HOW", help=f"{CHOICES} (bsp)")
+    add("--copies", type=int, metavar="K",
+        help="each server's parameters are copied to K others; rank 0 then schedules only (0)")  # fmt: skip
+    add("--sharding", choices=("range", "hash"), help="how parameters are dealt to the servers (range)")
+    add("--even-shares", action="store_true",
+        help="ssp: equal shares of every batch (without: in proportion to the workers' speeds)")  # fmt: skip
+    add("--deadline", type=float, metavar="SECONDS", help="who is not heard of for so long is taken for dead (30)")
+
     add = parser.add_argument_group("what it writes").add_argument
     add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
     add("--load", metavar="FILE", help="start from these parameters (safetensors)")
@@ -75,6 +93,8 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     if problem:
         parser.error(problem)
     args.sync = args.sync or "ring"
+    for name, value in DEFAULTS.items():
+        setattr(args, name, getattr(args, name) or value)
     return args
 
 
@@ -96,6 +116,16 @@ def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
         md.data.partition.named(args.partition, labels=None, hosts=comm.hosts())
     except ValueError as error:
         return f"--partition {args.partition}: {str(error).partition(': ')[2]}"
+    if args.straggler:
+        try:
+            slow, _ = straggler_of(args.straggler)
+        except ValueError as error:
+            return f"--{error}"
+        if slow >= comm.size:
+            return f"--straggler {args.straggler}: the ranks are 0 to {comm.size - 1}"
+    problem = problem_with_servers(args, comm)
+    if problem or args.sync == SERVERS:
+        return problem
     # What does not go together. First what data_parallel itself refuses, in the command line's words.
     bucket_bytes = None if args.bucket_mb is None else max(1, int(args.bucket_mb * 1e6))
     try:
@@ -126,6 +156,36 @@ def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
             return "--partition hierarchical with --reproducible: it depends on the ranks of each host"
         if args.partition_picture:
             return "--partition-picture with --reproducible: microbatches are dealt, not ranks' shares"
+    return ""
+
+
+def problem_with_servers(args: argparse.Namespace, comm: Communicator) -> str:
+    """What is wrong with the options of --sync parameter-server."""
+    if args.sync != SERVERS:
+        given = [option(name) for name in (*DEFAULTS, "even_shares") if getattr(args, name)]
+        return f"{given[0]} needs --sync {SERVERS}" if given else ""
+    try:
+        roles = Roles(comm.size, 1 if args.servers is None else args.servers, args.copies or 0)
+    except ValueError as error:
+        return "--" + str(error).replace("=", " ", 1)
+    try:
+        how = consistency_of(args.consistency or "bsp")
+        if isinstance(how, Synchronous):
+            how.begin(len(roles.workers))
+    except ValueError as error:
+        return f"--{error}"
+    if args.deadline is not None and not args.deadline > 0:
+        return f"--deadline {args.deadline}: must be more than 0"
+    if args.even_shares and not how.name.startswith("ssp"):
+        return f"--even-shares with --consistency {how.name}: that is ssp's"
+    if args.straggler and straggler_of(args.straggler)[0] not in roles.workers:
+        return f"--straggler {args.straggler}: the workers are ranks {roles.first_worker} to {comm.size - 1}"
+    unfit = ("zero", "compress", "bucket_mb", "local_sgd", "diloco", "reproducible", "clip", "partition_picture")
+    for name in unfit:
+        if getattr(args, name):
+            return f"{option(name)} {getattr(args, name)} with --sync {SERVERS}: it is for ranks that all-reduce"
+    if args.partition != "uniform":
+        return f"--partition {args.partition} with --sync {SERVERS}: its scheduler deals the samples, uniformly"
     return ""
 
 

@@ -13,7 +13,7 @@ kind; those that a kind does not name are 0.
     ACK          server, worker         clock start (1: taken, 0: dropped)       -                       -
     CLOCK        worker, scheduler      clock size (samples) weight (seconds)    -                       DEAL
     DEAL         scheduler, worker      clock stamp (epoch) start size           -                       -
-    BARRIER      worker, scheduler      key (label) size                         numbers (size,) f64     RELEASE
+    BARRIER      worker, scheduler      key (label) size stamp (next epoch)      numbers (size,) f64     RELEASE
     RELEASE      scheduler, worker      start (this worker of) size (workers)    sums f64                -
     HEARTBEAT    anyone, scheduler      clock                                    -                       -
     LEAVE        worker, scheduler      clock weight (seconds waited)            -                       ACK

@@ -30,6 +30,7 @@ from .post import Post
 from .report import Event, Report
 
 OnMeet = Callable[[int, np.ndarray, int], None]  # label, sums, number of workers that met
+OnSamples = Callable[[int], None]  # so many more have been trained on
 
 
 class WorkerLost(RuntimeError):
@@ -53,9 +54,10 @@ class Scheduler:
         deadline: float,
         absent: frozenset[int] = frozenset(),
         on_meet: OnMeet | None = None,
+        on_samples: OnSamples | None = None,
     ):
         self.comm, self.post, self.roles, self.consistency, self.dealer = comm, post, roles, consistency, dealer
-        self.deadline, self.on_meet = deadline, on_meet
+        self.deadline, self.on_meet, self.on_samples = deadline, on_meet, on_samples
         self.view = first_view(roles)
         self.awaited = [rank for rank in roles.workers if rank not in absent]  # who has to come before the run begins
         self.registered: dict[int, int] = {}  # ranks that want to take part: their request's number
@@ -67,6 +69,7 @@ class Scheduler:
         self.asking: list[tuple[int, Message]] = []  # clocks asked for while the view changes
         self.meeting: dict[int, tuple[Message, np.ndarray]] = {}  # at the barrier: each worker's request and numbers
         self.clocks: dict[int, int] = {}  # as far as we were told
+        self.entered: dict[int, int] = {}  # of each worker, the epoch of its first share
         self.began = comm.clock()
         self.report = Report(consistency.name)
         self.values: list[Array] = []
@@ -109,6 +112,7 @@ class Scheduler:
         role = "server" if rank in self.roles.server_ranks else "worker"
         self.report.deaths.append(Event(rank, role, now - self.began, self.clocks.get(rank, 0), how))
         self.gone[rank] = now
+        self.entered.pop(rank, None)
         self.registered.pop(rank, None)
         self.meeting.pop(rank, None)
         self.unsure.discard(rank)
@@ -231,7 +235,10 @@ class Scheduler:
     def _deal(self, source: int, message: Message) -> None:
         members = [rank for rank, first in self.view.workers.items() if first <= message.clock]
         share = self.dealer.deal(source, message.clock, members, message.size, message.weight)
+        self.entered.setdefault(source, share.epoch)
         self.report.samples[source] = self.report.samples.get(source, 0) + message.size
+        if self.on_samples is not None:
+            self.on_samples(message.size)
         self.post.send(
             source, Kind.DEAL, number=message.number, clock=message.clock, stamp=share.epoch, start=share.start,
             size=share.size,
@@ -256,7 +263,14 @@ class Scheduler:
 
     def _meet(self) -> None:
         """If all are there, let them go on."""
-        if self.unsure or self.changes or not self.meeting or self.meeting.keys() != self.view.workers.keys():
+        if self.unsure or self.changes or not self.meeting:
+            return
+        # Who joined late and has had shares of a later epoch only does not come to this barrier.
+        epoch = max(message.stamp for message, _ in self.meeting.values())
+        expected = {
+            rank for rank, first in self.view.workers.items() if not first or self.entered.get(rank, epoch) < epoch
+        }
+        if not expected <= self.meeting.keys():
             return
         workers = sorted(self.meeting)
         total = np.sum([self.meeting[rank][1] for rank in workers], axis=0)

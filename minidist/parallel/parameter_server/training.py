@@ -38,7 +38,7 @@ from .keys import Key, Layout, Roles, Stretch
 from .layer import Layer
 from .messages import Expelled
 from .report import Report
-from .scheduler import OnMeet, Scheduler
+from .scheduler import OnMeet, OnSamples, Scheduler
 from .server import Node, Server
 from .store import OptimizerUpdate, Store, Update
 from .worker import Worker
@@ -143,10 +143,11 @@ class ParameterServer:
 
     # -- a server -------------------------------------------------------------------------------------------------
 
-    def serve(self, on_meet: OnMeet | None = None) -> Report | None:
+    def serve(self, on_meet: OnMeet | None = None, on_samples: OnSamples | None = None) -> Report | None:
         """Serve until all workers have left. Returns the report on rank 0, None on the other servers.
 
-        on_meet  called on rank 0 with (label, sums, workers) each time that the workers meet
+        on_meet     called on rank 0 with (label, sums, workers) each time that the workers meet
+        on_samples  called on rank 0 with the number of samples that a worker has just trained on
         Errors   WorkerLost: somebody has died without whom it does not go on
         """
         node, rank = Node(self.comm, self.roles, self.heartbeat), self.comm.rank
@@ -167,6 +168,7 @@ class ParameterServer:
                 self.deadline,
                 self._absent,
                 on_meet,
+                on_samples,
             )
             node.run(scheduler.all_have_left)
             scheduler.stop([self.parts[key.stretch].flat.data[key.start : key.stop] for key in self.layout.keys])
@@ -269,7 +271,7 @@ class ParameterServer:
         for layer in self._layers:
             layer.arrived()
         with self.comm.step("D.3(5) meet"):
-            return self.worker.barrier(numbers, label)
+            return self.worker.barrier(numbers, label, self.share().epoch)
 
     def leave(self) -> None:
         """This worker is done. Its model keeps the parameters that it pulled last."""

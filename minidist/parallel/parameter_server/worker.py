@@ -131,11 +131,14 @@ class Worker:
         """
         return self._ask(self.roles.scheduler, Kind.CLOCK, clock=clock, size=samples, weight=seconds)
 
-    def barrier(self, numbers: Any = (), label: int = 0) -> tuple[np.ndarray, int, int]:
-        """Wait for all living workers; returns the sums of their numbers, and (which, of how many) this worker is."""
+    def barrier(self, numbers: Any = (), label: int = 0, epoch: int = 0) -> tuple[np.ndarray, int, int]:
+        """Wait for all living workers; returns the sums of their numbers, and (which, of how many) this worker is.
+
+        epoch  that of this worker's next share: who has joined in that epoch only is not waited for
+        """
         mine = np.array(numbers, np.float64).reshape(-1)
         total = np.empty_like(mine)
-        number = self._ask(self.roles.scheduler, Kind.BARRIER, mine, total, key=label, size=mine.size)
+        number = self._ask(self.roles.scheduler, Kind.BARRIER, mine, total, key=label, size=mine.size, stamp=epoch)
         message = self.wait(number)
         return total, message.start, message.size
 
