@@ -173,10 +173,15 @@ class MpiCommunicator(Communicator):
 
     def _probe(self, source: int | None, tag: int, timeout: float | None) -> Envelope:
         soon = self._iprobe(source, tag)
+        if soon is None and timeout == 0:
+            raise TimeoutError(f"no message with tag {tag} is here")
+        for _ in range(0 if self.in_flight else FIRST_TURNS):  # as for a message that is asked for, see MpiRequest.wait
+            if soon is not None:
+                break
+            give_way()
+            soon = self._iprobe(source, tag) or self._iprobe(source, tag)
         if soon is not None:
             return soon
-        if timeout == 0:
-            raise TimeoutError(f"no message with tag {tag} is here")
         whom = [peer for peer in range(self.size) if peer != self.rank] if source is None else [source]
         peers = [self.members[peer] for peer in whom]
         found: list[Envelope] = []

@@ -51,8 +51,8 @@ def fit_with_servers(
 
 def work(ps: ParameterServer, train: Any, test: Any, args: Any, comm: Communicator, device: str) -> None:
     """A worker: takes its shares, epoch by epoch, until there are no more."""
-    deal: Any = partial(md.data.Loader, *train, seed=args.seed, dtype=args.dtype, device=device)
-    loader = deal(batch_size=args.batch_size)
+    deal: Any = partial(md.data.Loader, seed=args.seed, dtype=args.dtype, device=device)
+    loader = deal(*train, batch_size=args.batch_size)
     slow = Straggler(args.straggler, comm)
     while (epoch := ps.share().epoch) < args.epochs:  # D.3(5); one that joins late begins with the epoch of its share
         try:
@@ -95,8 +95,8 @@ def train_on(ps: ParameterServer, images: Any, labels: Any, size: int, last: boo
 @md.no_grad()
 def evaluate(model: md.nn.Module, test: Any, which: int, living: int, args: Any, device: str) -> tuple[int, int]:
     """This worker's part of the test images: how many it gets right, of how many."""
-    deal: Any = partial(md.data.Loader, *test, dtype=args.dtype, device=device, shuffle=False)
-    loader = deal(batch_size=1000 * living, rank=which, size=living)
+    deal: Any = partial(md.data.Loader, dtype=args.dtype, device=device, shuffle=False)
+    loader = deal(*test, batch_size=1000 * living, rank=which, size=living)
     right = tried = 0
     for images, labels in loader.epoch(0):
         right += int((model(md.Tensor(images)).argmax(1) == md.Tensor(labels)).sum())

@@ -39,9 +39,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 MAGIC, VERSION = 0x6D64, 1  # "md", and the version of this layout
 HEADER = struct.Struct("<HBBHBxqqqqqdq")
@@ -49,8 +47,8 @@ NBYTES = HEADER.size
 LONGEST_BODY = 1 << 30  # bytes; what MPI can count in one message
 
 
-class Kind(IntEnum):
-    """What a message asks for, or says."""
+class Kind:
+    """What a message asks for, or says. (Plain numbers: they are compared for every message.)"""
 
     REGISTER = 1
     PULL = 2
@@ -73,6 +71,9 @@ class Kind(IntEnum):
     REFUSED = 19
 
 
+NAMES = {number: name.lower().replace("_", " ") for name, number in vars(Kind).items() if name.isupper()}
+
+
 class Message(NamedTuple):
     """A header, in the order of its layout."""
 
@@ -91,7 +92,7 @@ class Message(NamedTuple):
 
     @property
     def name(self) -> str:
-        return Kind(self.kind).name.lower().replace("_", " ")
+        return NAMES[self.kind]
 
 
 class Code(IntEnum):
@@ -122,36 +123,20 @@ def refusal(code: int, text: str) -> Refused:
     return (Expelled if code == Code.EXPELLED else Refused)(code, text)
 
 
-def pack(
-    kind: int,
-    key: int = 0,
-    dtype: int = 0,
-    number: int = 0,
-    clock: int = 0,
-    start: int = 0,
-    size: int = 0,
-    stamp: int = 0,
-    weight: float = 0.0,
-    length: int = 0,
-) -> bytes:
-    """A header's 64 bytes."""
-    return HEADER.pack(MAGIC, VERSION, kind, key, dtype, number, clock, start, size, stamp, weight, length)
-
-
-def unpack(data: np.ndarray, at: int) -> Message:
-    """The header that begins at byte `at`.
+def unpack(data: Any, at: int) -> Message:
+    """The header that begins at byte `at` of some memory.
 
     Errors  Refused: it is no header of this version
     """
     if len(data) - at < NBYTES:
         raise Refused(Code.NOT_UNDERSTOOD, f"a message of {len(data) - at} bytes, shorter than a header of {NBYTES}")
-    message = Message._make(HEADER.unpack_from(data, at))  # type: ignore[arg-type]
+    message = Message._make(HEADER.unpack_from(data, at))
     if message.magic != MAGIC or message.version != VERSION:
         raise Refused(
             Code.NOT_UNDERSTOOD,
             f"a message marked {message.magic:#06x} version {message.version}; expected {MAGIC:#06x} version {VERSION}",
         )
-    if not 1 <= message.kind <= len(Kind):
+    if message.kind not in NAMES:
         raise Refused(Code.NOT_UNDERSTOOD, f"a message of the unknown kind {message.kind}")
     if not 0 <= message.length <= LONGEST_BODY:
         raise Refused(Code.WRONG_LENGTH, f"a body of {message.length} bytes; 0 to {LONGEST_BODY} are possible")

@@ -18,11 +18,14 @@ import numpy as np
 
 from ...backend import Array
 from ...comm import Communicator, Request
-from .messages import NBYTES, Code, Kind, Message, Refused, pack, unpack
+from .messages import HEADER, MAGIC, NBYTES, VERSION, Code, Kind, Message, Refused, unpack
 
 TAG = 31900
 SHORT = 1 << 12  # bytes of the longest body inside a parcel
 FULL = 1 << 16  # bytes: a parcel of this length is sent at once
+
+PACK = HEADER.pack
+PADDING = [bytes(-n % 8) for n in range(8)]
 
 Item = tuple[int, Message, Any]  # source, header, body (None: there is none)
 Room = Callable[[int, Message], Array]  # where a long body is to be put; raises Refused
@@ -41,23 +44,36 @@ class Post:
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def send(self, dest: int, kind: int, body: Any = None, **fields: Any) -> Request | None:
+    def send(
+        self,
+        dest: int,
+        kind: int,
+        body: Any = None,
+        key: int = 0,
+        dtype: int = 0,
+        number: int = 0,
+        clock: int = 0,
+        start: int = 0,
+        size: int = 0,
+        stamp: int = 0,
+        weight: float = 0.0,
+    ) -> Request | None:
         """Say something to a rank, at the next `flush`; a long body leaves now, and is not to change before it has.
 
-        body  an array (contiguous), or bytes; Returns what is done when a long body has left, else None
+        body  a contiguous array, or bytes. Returns what is done when a long body has left, else None
         """
         nbytes = 0 if body is None else len(body) if isinstance(body, bytes) else body.nbytes
         parcel = self._parcels.get(dest)
         if parcel is None:
             parcel = self._parcels[dest] = bytearray()
-        parcel += pack(kind, length=nbytes, **fields)
+        parcel += PACK(MAGIC, VERSION, kind, key, dtype, number, clock, start, size, stamp, weight, nbytes)
         if nbytes > SHORT:
             self._send_parcel(dest)
             raw = np.frombuffer(body, np.uint8) if isinstance(body, bytes) else body.reshape(-1).view(np.uint8)
             return self._isend(raw, dest)
         if nbytes:
-            parcel += body if isinstance(body, bytes) else _bytes_of(body)
-            parcel += bytes(-nbytes % 8)
+            parcel += body.data if isinstance(body, np.ndarray) else body if isinstance(body, bytes) else body.tobytes()
+            parcel += PADDING[nbytes % 8]
         if len(parcel) >= FULL:
             self._send_parcel(dest)
         return None
@@ -151,7 +167,3 @@ class Post:
             if source in self._expected and message is not None:
                 self._expected[source] = (message, None)
             self.refuse(source, message, refused)
-
-
-def _bytes_of(array: Array) -> Any:
-    return array.reshape(-1).view(np.uint8).data if isinstance(array, np.ndarray) else array.tobytes()

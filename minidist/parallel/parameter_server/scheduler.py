@@ -90,7 +90,7 @@ class Scheduler:
     def check(self) -> float:
         """Look who is dead; returns after how many seconds to look again."""
         now = self.comm.clock()
-        failed = getattr(self.comm, "failed", frozenset)()
+        failed: Any = getattr(self.comm, "failed", frozenset)()
         self.heard[self.comm.rank] = now
         for rank in self._living():
             silent = now - self.heard[rank]

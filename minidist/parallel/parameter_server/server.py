@@ -309,6 +309,7 @@ class Node:
         self.server: Server | None = None
         self.scheduler: Any = None
         self._beat = comm.clock()  # when it gave its last sign of life
+        self._due = comm.clock()  # when to check next
 
     def room(self, source: int, message: Message) -> Array:
         """Where a long body is to be put."""
@@ -322,15 +323,17 @@ class Node:
         """Serve until `over()`."""
         while not over():
             item = self.post.receive(0)
-            if item is None:  # nothing to do but what has gathered
+            if item is None:  # nothing more to do but what has gathered
                 if self.server is not None:
                     self.server.answer()
                 self.post.flush()
-                wait = self.check()
-                self.post.flush()
+                now = self.comm.clock()
+                if now >= self._due:
+                    self._due = now + self.check()
+                    self.post.flush()
                 if over():
                     break
-                item = self.post.receive(wait)
+                item = self.post.receive(self._due - now)
             if item is not None:
                 self.handle(*item)
         self.post.finish()

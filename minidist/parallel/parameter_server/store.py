@@ -42,6 +42,7 @@ class Store:
         self.waiting: list[tuple[int, Message, Any]] = []
         self.pulled: dict[int, Array] = {}  # of each worker, the values that it pulled last; where that is asked for
         self._lent: list[Request] = []  # messages that read `data` on their way
+        self._old: list[tuple[Array, list[Request]]] = []  # values that were replaced while messages still read them
         self._spare: list[Array] = []
 
     def lend(self, request: Request | None) -> None:
@@ -52,11 +53,22 @@ class Store:
     def apply(self, gradient: Array, scale: float) -> None:
         """Update the values; where a message still reads them, a copy of them."""
         if self._lent:
-            if not all(request._poll() for request in self._lent):
-                self.data = self.data.copy()
-            self._lent.clear()
+            self._make_ours()
         self.update(self.data, gradient, scale)
         self.version += 1
+
+    def _make_ours(self) -> None:
+        """Nobody is to read the values while they change: who still does goes on with the old ones."""
+        if not all(request._poll() for request in self._lent):
+            copy = self.spare()
+            copy[...] = self.data
+            self._old.append((self.data, self._lent))
+            self.data = copy
+        self._lent = []
+        for old in tuple(self._old):
+            if all(request._poll() for request in old[1]):
+                self._old.remove(old)
+                self.give_back(old[0])
 
     def spare(self) -> Array:
         """An array like the values, of undefined content, for a gradient that arrives."""

@@ -19,19 +19,20 @@ from ...backend import Array
 from ...comm import Communicator
 from .keys import Layout, Roles
 from .membership import View, first_view
-from .messages import Code, Kind, Message, Refused, refusal
+from .messages import NAMES, Code, Kind, Message, Refused, refusal
 from .post import Post
 
+ABOUT_KEYS = frozenset((Kind.PULL, Kind.PULL_ROWS, Kind.PUSH, Kind.PUSH_ROWS))
 ANSWERS = frozenset((Kind.VALUES, Kind.ACK, Kind.DEAL, Kind.RELEASE, Kind.VIEW))
 
 
 class Request:
     """Something that was asked, and not answered yet."""
 
-    __slots__ = ("dest", "kind", "body", "fields", "into", "answer")
+    __slots__ = ("answer", "dest", "into", "said")
 
-    def __init__(self, dest: int, kind: int, body: Any, fields: dict[str, Any], into: Any):
-        self.dest, self.kind, self.body, self.fields, self.into = dest, kind, body, fields, into
+    def __init__(self, dest: int, said: tuple[Any, ...], into: Any):
+        self.dest, self.said, self.into = dest, said, into  # said: the arguments of Post.send behind `dest`
         self.answer: Any = None  # the message; or Refused
 
 
@@ -65,12 +66,12 @@ class Worker:
 
         clock  the worker's; the answer comes when the consistency allows values for it
         """
-        return self._ask(self._head(key), Kind.PULL, into=into, key=key, clock=clock, start=start, size=into.size)
+        return self._ask(self._head(key), Kind.PULL, None, into, key, 0, clock, start, into.size)
 
     def pull_rows(self, key: int, rows: np.ndarray, into: Array, clock: int = 0) -> int:
         """Ask for some rows of a key: rows (n,) int64 -> into (n, width)."""
         rows = np.ascontiguousarray(rows, np.int64)
-        return self._ask(self._head(key), Kind.PULL_ROWS, rows, into, key=key, clock=clock, size=len(rows))
+        return self._ask(self._head(key), Kind.PULL_ROWS, rows, into, key, 0, clock, 0, len(rows))
 
     def push(
         self, key: int, gradient: Array | None, clock: int | None = None, start: int = 0, weight: float = 1.0
@@ -81,13 +82,9 @@ class Worker:
         clock     the worker's; None: as many as it has pushed to this key
         weight    samples behind it
         """
-        fields = self._fields_of_push(key, clock, weight)
         if gradient is None:
-            return self._ask(self._head(key), Kind.PUSH, key=key, **fields)
-        return self._ask(
-            self._head(key), Kind.PUSH, gradient, key=key, dtype=ord(gradient.dtype.char), start=start,
-            size=gradient.size, **fields,
-        )  # fmt: skip
+            return self._push(key, Kind.PUSH, None, 0, clock, 0, 0, weight)
+        return self._push(key, Kind.PUSH, gradient, ord(gradient.dtype.char), clock, start, gradient.size, weight)
 
     def push_rows(
         self, key: int, rows: np.ndarray, gradient: Array, clock: int | None = None, weight: float = 1.0
@@ -97,18 +94,18 @@ class Worker:
         body = np.concatenate(
             [np.ascontiguousarray(rows, np.int64).view(np.uint8), gradient.reshape(-1).view(np.uint8)]
         )
-        return self._ask(
-            self._head(key), Kind.PUSH_ROWS, body, key=key, dtype=ord(gradient.dtype.char), size=len(rows),
-            **self._fields_of_push(key, clock, weight),
-        )  # fmt: skip
+        return self._push(key, Kind.PUSH_ROWS, body, ord(gradient.dtype.char), clock, 0, len(rows), weight)
 
-    def _fields_of_push(self, key: int, clock: int | None, weight: float) -> dict[str, Any]:
-        known = 0 <= key < len(self.pushes)  # a wrong one is the server's to refuse
-        if clock is None:
-            clock = self.pushes[key] if known else 0
-        if known:
+    def _push(
+        self, key: int, kind: int, body: Any, dtype: int, clock: int | None, start: int, size: int, weight: float
+    ) -> int:
+        stamp = 0
+        if 0 <= key < len(self.pushes):  # a wrong one is the server's to refuse
+            if clock is None:
+                clock = self.pushes[key]
             self.pushes[key] = clock + 1
-        return {"clock": clock, "weight": weight, "stamp": self.versions[key] if known else 0}
+            stamp = self.versions[key]
+        return self._ask(self._head(key), kind, body, None, key, dtype, clock or 0, start, size, stamp, weight)
 
     def _head(self, key: int) -> int:
         return self.heads[self.layout.keys[key].server if 0 <= key < len(self.layout.keys) else 0]
@@ -158,10 +155,24 @@ class Worker:
 
     # -- asking and waiting ---------------------------------------------------------------------------------------
 
-    def _ask(self, dest: int, kind: int, body: Any = None, into: Any = None, **fields: Any) -> int:
+    def _ask(
+        self,
+        dest: int,
+        kind: int,
+        body: Any = None,
+        into: Any = None,
+        key: int = 0,
+        dtype: int = 0,
+        clock: int = 0,
+        start: int = 0,
+        size: int = 0,
+        stamp: int = 0,
+        weight: float = 0.0,
+    ) -> int:
         self._number = number = self._number + 1
-        self.requests[number] = Request(dest, kind, body, fields, into)
-        self.post.send(dest, kind, body, number=number, **fields)
+        said = (kind, body, key, dtype, number, clock, start, size, stamp, weight)
+        self.requests[number] = Request(dest, said, into)
+        self.post.send(dest, *said)
         return number
 
     def flush(self) -> None:
@@ -207,7 +218,7 @@ class Worker:
         if waited >= self.comm.timeout:
             raise TimeoutError(
                 f"rank {self.comm.rank} has waited {waited:g} s for rank {request.dest} to answer its "
-                f"{Kind(request.kind).name.lower()} {request.fields}"
+                f"{NAMES[request.said[0]]} of key {request.said[2]}, clock {request.said[5]}"
             )
         if not self._take(min(self.heartbeat, self.comm.timeout - waited)):
             self.beat()
@@ -227,32 +238,26 @@ class Worker:
         request = self.requests.get(message.number)
         if kind == Kind.VIEW:
             self._change_view(source, message, body)
-            if request is None:
-                return True
-        if kind == Kind.REFUSED:
-            error = refusal(
-                message.start,
-                f"rank {source} refused: {bytes(body if body is not None else b'').decode(errors='replace')}",
-            )
+        elif kind == Kind.REFUSED:
+            why = b"" if body is None else body.tobytes()
+            error = refusal(message.start, f"rank {source} refused: {why.decode(errors='replace')}")
             if request is not None:
                 request.answer = error
             elif message.number == 0 or message.start == Code.EXPELLED:
                 self._errors.append(error)
-        elif request is None or source != request.dest:
-            pass  # an answer that came twice, or from a server that is out of it and does not know
-        elif kind in ANSWERS:
-            if request.into is not None and body is not None:
+            return True
+        # (An answer may come twice, or from a server that is out of it and does not know.)
+        if request is not None and source == request.dest and kind in ANSWERS:
+            if body is not None and request.into is not None and body is not request.into:
                 self._fill(request.into, body)
             if kind == Kind.VALUES:
                 self.versions[message.key] = message.stamp
-            request.answer = message
-            request.body = None
+            request.answer, request.said = message, ()
         return True
 
     def _fill(self, into: Array, body: Array) -> None:
-        if body is not into:
-            values = body.view(into.dtype).reshape(into.shape)
-            into[...] = values if isinstance(into, np.ndarray) else backend.to(values, backend.device_of(into))
+        values = body.view(into.dtype).reshape(into.shape)
+        into[...] = values if isinstance(into, np.ndarray) else backend.to(values, backend.device_of(into))
 
     def room(self, source: int, message: Message) -> Array:
         """Where the values that come are to be put: where they are wanted."""
@@ -272,12 +277,10 @@ class Worker:
         if heads == self.heads:
             return
         moved, self.heads = {shard for shard in range(len(heads)) if heads[shard] != self.heads[shard]}, heads
-        for number, request in sorted(self.requests.items()):
-            key = request.fields.get("key", 0)
-            if request.kind not in (Kind.PULL, Kind.PULL_ROWS, Kind.PUSH, Kind.PUSH_ROWS) or request.answer is not None:
-                continue
-            shard = self.layout.keys[key].server
-            if shard in moved:
-                request.dest = heads[shard]
-                self.post.send(request.dest, request.kind, request.body, number=number, **request.fields)
+        for _, request in sorted(self.requests.items()):
+            if request.answer is None and request.said[0] in ABOUT_KEYS:
+                shard = self.layout.keys[request.said[2]].server
+                if shard in moved:
+                    request.dest = heads[shard]
+                    self.post.send(request.dest, *request.said)
         self.post.flush()
