@@ -196,7 +196,8 @@ class Probe:
         return f"a message from {whom}, tag {self.tag}{self.comm.group()}"
 
 
-# The array, copied if the send is eager; the line that sent it; then, if eager, its arrival, else the send itself.
+# The array, copied if the send is eager; the line that sent it; when it can be seen: if eager its arrival, else when it
+# was sent; and, if not eager, the send itself.
 Message = tuple[Array, Place, float, Send | None]
 
 
@@ -242,7 +243,7 @@ class Mailboxes:
             request, message = comm.sent, (array.copy(), here(CALLER), arrival, None)
         else:
             request = send = Send(comm, array, dest, tag, here(CALLER))
-            message = (array, send.place, 0.0, send)
+            message = (array, send.place, comm.me.now, send)
         # 2. Match it.
         channel = self._channel(receiver, comm.context, me, tag)
         if channel.receives:
