@@ -1,77 +1,26 @@
-"""Faults in the simulator, against what they do to times and messages, worked out by hand."""
+"""Simulated ranks that die, hang and slow down: what becomes of them and of the others, worked out by hand."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from fault_programs import LATE, NEVER, PLAIN, arrival, at_once, every_second, number
 from pytest import approx
 
 from minidist.collectives import all_reduce
 from minidist.comm import (
-    Communicator,
     Deadlock,
     Delay,
     Hang,
     Kill,
-    LostMessages,
     Network,
     Partition,
     Slow,
     Strike,
     simulate,
 )
-from minidist.comm.faults import plan
-
-PLAIN = Network(alpha=1.0)  # a message takes a second
-LATE = Network(alpha=1.0, sends="rendezvous")
-NEVER = "never"
-
-
-def number(value: int = 0) -> np.ndarray:
-    return np.array([value])
-
-
-def arrival(comm: Communicator, source: int, patience: float = 100.0, tag: int = 0) -> float | str:
-    """When the next message came; or NEVER, after some patience."""
-    try:
-        comm.irecv(number(), source, tag).wait(patience)
-    except TimeoutError:
-        return NEVER
-    return comm.clock()
-
-
-def every_second(comm: Communicator, count: int):
-    """Rank 1 sends to rank 0 at 1, 2, 3, ... s; rank 0 says when each arrived, up to the first that does not."""
-    if comm.rank == 1:
-        for _ in range(count):
-            comm.elapse(1.0)
-            comm.send(number(), 0)
-        return "done"
-    times: list[float | str] = []
-    while comm.rank == 0 and len(times) < count and NEVER not in times:
-        times.append(arrival(comm, 1))
-    return times
-
-
-def at_once(comm: Communicator, count: int) -> list[int] | None:
-    """Rank 1 sends 1, 2, 3, ... to rank 0, which says what it got; nothing takes time."""
-    if comm.rank == 1:
-        for value in range(1, count + 1):
-            comm.send(number(value), 0)
-    got: list[int] = []
-    while comm.rank == 0 and len(got) < count:
-        try:
-            comm.probe(1, timeout=100)
-        except TimeoutError:
-            break
-        got.append(int(comm.recv(number(), 1)[0]))
-    return got
-
 
 # -- a rank dies --------------------------------------------------------------------------------------------------
 
@@ -334,154 +283,6 @@ def test_a_rank_is_slow_from_a_message_on_and_its_messages_are_not():
     assert run.results == [5.0, 2.0] and run.struck == [Strike(slow, 1.0)]
 
 
-# -- messages come late -------------------------------------------------------------------------------------------
-
-
-def three_messages(comm: Communicator, network_of_tags: tuple[int, ...] = (0, 0, 0)):
-    """Rank 1 sends three to rank 0 at once; when each arrived."""
-    if comm.rank == 1:
-        for tag in network_of_tags:
-            comm.send(number(), 0, tag)
-        return None
-    if comm.rank == 2:
-        return None
-    receives = [comm.irecv(number(), 1, tag) for tag in network_of_tags]
-    times: list[float] = []
-    for receive in receives:
-        receive.wait()
-        times.append(comm.clock())
-    return times
-
-
-@pytest.mark.parametrize(
-    "fault, times",
-    [
-        (Delay(10.0), [11.0, 12.0, 13.0]),
-        (Delay(10.0, rank=1, dest=0), [11.0, 12.0, 13.0]),
-        (Delay(10.0, rank=0), [1.0, 2.0, 3.0]),
-        (Delay(10.0, dest=1), [1.0, 2.0, 3.0]),
-        (Delay(10.0, message=2), [1.0, 12.0, 12.0]),  # the third does not overtake the second
-        (Delay(1.5, message=1), [2.5, 2.5, 3.0]),
-        (Delay(10.0, at=0.0, until=0.5), [11.0, 12.0, 13.0]),
-        (Delay(10.0, at=0.5), [1.0, 2.0, 3.0]),
-    ],
-)
-def test_messages_arrive_late_and_in_order_and_hold_no_port_for_longer(fault, times):
-    run = simulate(three_messages, 3, network=PLAIN, faults=[fault])
-    assert run.results[0] == times
-    assert run.struck == ([Strike(fault, 0.0)] if times[-1] > 3.0 or times[0] > 1.0 else [])
-
-
-def test_a_message_overtakes_a_late_one_of_another_tag():
-    def program(comm):
-        if comm.rank == 1:
-            for tag in (5, 6):
-                comm.send(number(tag), 0, tag)
-            return None
-        return arrival(comm, 1, tag=6), arrival(comm, 1, tag=5)
-
-    assert simulate(program, 2, faults=[Delay(2.0, message=1)]).results[0] == (0.0, 2.0)
-
-
-def test_a_probe_sees_a_late_message_when_it_arrives():
-    def program(comm):
-        if comm.rank == 0:
-            comm.send(number(), 1)
-            return None
-        assert comm.iprobe() is None
-        comm.probe()
-        return arrival(comm, 0)
-
-    assert simulate(program, 2, faults=[Delay(2.0)]).results[1] == 2.0
-
-
-def test_a_late_rendezvous_message_is_late_by_as_much_and_so_is_the_end_of_its_send():
-    def program(comm):
-        if comm.rank == 0:
-            comm.send(number(), 1)
-            return comm.clock()
-        comm.elapse(50.0)
-        return arrival(comm, 0)
-
-    assert simulate(program, 2, network=LATE, faults=[Delay(2.0)]).results == [53.0, 53.0]
-    assert simulate(program, 2, network=LATE, faults=[Delay(2.0, until=50.0)]).results == [51.0, 51.0]
-
-
-def test_delays_add_up():
-    assert simulate(three_messages, 2, faults=[Delay(2.0), Delay(3.0, message=3)]).results[0] == [2.0, 2.0, 5.0]
-
-
-# -- messages do not get through ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("network", [None, PLAIN], ids=["free", "plain"])
-def test_what_is_sent_in_a_partition_leaves_when_it_ends_and_what_was_sent_before_arrives(network):
-    travel = 0.0 if network is None else 1.0
-    cut = Partition([0], at=1.5, seconds=4.0)
-    run = simulate(every_second, 3, 6, network=network, faults=[cut])
-    assert run.results[0] == [time + travel for time in (1.0, 5.5, 5.5, 5.5, 5.5, 6.0)]
-    assert run.struck == [Strike(cut, 1.5)]
-
-
-def test_a_rendezvous_message_in_a_partition_is_not_seen_and_leaves_when_it_ends():
-    def program(comm):
-        if comm.rank == 0:
-            comm.elapse(1.0)
-            comm.send(number(), 1)
-            return comm.clock()
-        comm.elapse(2.0)
-        assert comm.iprobe(0) is None
-        comm.probe(0)
-        return comm.clock(), arrival(comm, 0)
-
-    faults = [Partition([1], at=1.0, seconds=4.0)]
-    assert simulate(program, 2, network=LATE, faults=faults).results == [6.0, (5.0, 6.0)]
-
-
-@pytest.mark.parametrize("network", [PLAIN, LATE], ids=["eager", "rendezvous"])
-def test_in_a_partition_that_never_ends_messages_are_lost_and_no_one_is_blamed(network):
-    def program(comm):
-        other = comm.rank ^ 2
-        sent = comm.isend(number(), other)
-        got = arrival(comm, other, 10.0)
-        try:
-            sent.wait(10.0)
-        except TimeoutError:
-            got = (got, NEVER)
-        return got, arrival_within(comm)
-
-    def arrival_within(comm):
-        comm.isend(number(), comm.rank ^ 1, tag=1)
-        return arrival(comm, comm.rank ^ 1, tag=1) != NEVER
-
-    run = simulate(program, 4, network=network, faults=[Partition((0, 1))])
-    never = NEVER if network is PLAIN else (NEVER, NEVER)
-    assert run.results == [(never, True)] * 4 and run.gone == []
-
-
-def test_a_partition_begins_before_a_message_of_the_first_of_its_ranks():
-    cut = Partition([1, 2], message=3)
-    assert simulate(at_once, 3, 5, faults=[cut]).results[0] == [1, 2]
-    assert simulate(at_once, 3, 5, faults=[Partition([2, 1], message=3)]).results[0] == [1, 2, 3, 4, 5]
-
-
-def test_a_partition_that_begins_while_a_rendezvous_message_waits_keeps_it():
-    def program(comm):
-        if comm.rank == 0:
-            comm.isend(number(), 1).wait()
-        else:
-            comm.elapse(2.0)
-            return arrival(comm, 0)
-        return comm.clock()
-
-    finite, lasting = Partition([0], at=1.0, seconds=5.0), Partition([0], at=1.0)
-    assert simulate(program, 2, network=LATE, faults=[finite]).results == [7.0, 7.0]
-    with pytest.raises(
-        Deadlock, match=r"rank 0 waits for rank 1, which has finished(.|\n)*Faults so far:\n  Partition"
-    ):
-        simulate(program, 2, network=LATE, faults=[lasting])
-
-
 # -- deadlocks ----------------------------------------------------------------------------------------------------
 
 
@@ -547,161 +348,6 @@ def test_a_rank_killed_in_a_split_that_it_has_called_is_in_the_group():
     assert simulate(program, 3, faults=[Kill(2, at=1.5)]).results == [3, 3, None]
 
 
-# -- what is left over --------------------------------------------------------------------------------------------
-
-
-def test_messages_lost_by_a_program_are_still_found():
-    def program(comm):
-        comm.elapse(1.0)
-        comm.send(number(), (comm.rank + 1) % comm.size)
-
-    with pytest.raises(LostMessages) as caught:
-        simulate(program, 4, faults=[Kill(1, at=2.0), Hang(2, at=0.5), Delay(3.0, rank=3), Partition([0], at=9.0)])
-    assert "never received: 2" in str(caught.value)  # 0 -> 1, which had finished, and 3 -> 0
-    assert "rank 0 -> rank 1" in str(caught.value) and "rank 3 -> rank 0" in str(caught.value)
-
-
-def test_a_receive_that_a_program_forgets_is_still_found():
-    def program(comm):
-        comm.irecv(number(), (comm.rank + 1) % comm.size)
-        comm.elapse(1.0)
-
-    with pytest.raises(LostMessages) as caught:
-        simulate(program, 4, faults=[Kill(1, at=0.5)])
-    assert "never finished: 2" in str(caught.value)
-    assert "rank 2: " in str(caught.value) and "rank 3: " in str(caught.value)
-
-
-def test_a_message_that_comes_too_late_is_lost_by_the_program():
-    def program(comm):
-        if comm.rank == 0:
-            comm.send(number(), 1)
-        else:
-            with pytest.raises(TimeoutError):
-                comm.probe(0, timeout=1.0)
-
-    with pytest.raises(LostMessages, match="never received: 1"):
-        simulate(program, 2, faults=[Delay(2.0)])
-
-
-# -- repeating ----------------------------------------------------------------------------------------------------
-
-
-def test_faults_that_do_not_strike_change_nothing():
-    def program(comm, order):
-        for _ in range(4):
-            order.append((comm.rank, comm.clock()))
-            all_reduce(comm, np.ones(5), algorithm="ring")
-            comm.elapse(0.1 * comm.rank)
-
-    def order_with(faults, network, seed):
-        order: list[tuple[int, float]] = []
-        run = simulate(program, 4, order, network=network, seed=seed, faults=faults)
-        assert run.struck == []
-        return order, run
-
-    faults = [Kill(0, at=1e6), Hang(1, message=1000), Slow(2, 3.0, at=1e6), Delay(1.0, at=1e6), Partition([3], at=1e6)]
-    for seed in range(5):
-        for network in (None, PLAIN, LATE, Network(alpha=1.0, beta=0.1, ports="many")):
-            assert order_with(faults, network, seed) == order_with([], network, seed)
-
-
-CLIENTS, REQUESTS, END = 3, 4, 1e6  # ranks; requests of each; the time at which all have long given up
-
-
-def ask_and_answer(comm: Communicator) -> list[tuple[float, int]]:
-    """Clients ask rank 0, which answers with the square. All waits have timeouts; late messages are read, and dropped.
-
-    Returns when this rank got which numbers.
-    """
-    log: list[tuple[float, int]] = []
-
-    def receive(source: int, tag: int) -> int | None:
-        got = number()
-        try:
-            comm.irecv(got, source, tag).wait(END)  # a rendezvous message that has been seen may still be late
-        except TimeoutError:
-            return None
-        log.append((comm.clock(), int(got[0])))
-        return int(got[0])
-
-    def send(value: int, dest: int, tag: int) -> None:
-        try:
-            comm.isend(number(value), dest, tag).wait(0.5)
-        except TimeoutError:
-            log.append((comm.clock(), -1))
-
-    def serve(tag: int, timeout: float, answer: bool) -> bool:
-        try:
-            found = comm.probe(tag=tag, timeout=timeout)
-        except TimeoutError:
-            return False
-        value = receive(found.source, tag)
-        if value is not None and answer:
-            comm.elapse(0.01)
-            send(value**2, found.source, 2)
-        return True
-
-    if comm.rank:
-        for request in range(REQUESTS):
-            comm.elapse(0.02 * comm.rank)
-            send(10 * comm.rank + request, 0, 1)
-            serve(2, 0.3, answer=False)
-    else:
-        while serve(1, 5.0, answer=True):
-            pass
-    for tag in (1, 2):
-        while serve(tag, max(0.0, tag * END - comm.clock()), answer=False):
-            pass
-    return log
-
-
-@given(
-    faults=st.builds(
-        partial(plan, size=CLIENTS + 1), seed=st.integers(0, 10**6), count=st.integers(0, 6), messages=st.just(12)
-    ),
-    network=st.sampled_from([None, Network(alpha=0.01, beta=1e-4), Network(alpha=0.01, sends="rendezvous")]),
-    seed=st.integers(0, 3),
-)
-@settings(deadline=None)
-def test_a_robust_program_survives_any_plan_and_repeats_exactly(faults, network, seed):
-    first = simulate(ask_and_answer, CLIENTS + 1, network=network, seed=seed, faults=faults)
-    assert first == simulate(ask_and_answer, CLIENTS + 1, network=network, seed=seed, faults=faults)
-    for rank, log in enumerate(first.results):
-        assert (log is None) == (rank in first.gone)
-        assert log is None or [time for time, _ in log] == sorted(time for time, _ in log)
-    moments = [strike.seconds for strike in first.struck]
-    assert moments == sorted(moments)
-
-
-def test_without_faults_the_robust_program_gets_all_its_answers():
-    run = simulate(ask_and_answer, CLIENTS + 1)
-    for rank in range(1, CLIENTS + 1):
-        assert [value for _, value in run.results[rank]] == [(10 * rank + request) ** 2 for request in range(REQUESTS)]
-
-
-# -- plans --------------------------------------------------------------------------------------------------------
-
-
-def test_a_plan_repeats_and_another_seed_gives_another():
-    plans = [plan(seed, 4, 5) for seed in range(50)]
-    assert plans == [plan(seed, 4, 5) for seed in range(50)]
-    assert len(set(plans)) == 50
-    faults = [fault for faults in plans for fault in faults]
-    assert {type(fault) for fault in faults} == {Kill, Hang, Slow, Delay, Partition}
-    for kind in (Hang, Slow, Partition):
-        lasting = [fault.seconds == math.inf for fault in faults if isinstance(fault, kind)]
-        assert {True, False} == set(lasting)
-
-
-def test_a_plan_strikes_only_whom_how_and_when_it_may():
-    faults = plan(0, 8, 200, among=[2, 5], kinds=(Kill, Hang), by=["message"], messages=7, forever=0.0, seconds=3.0)
-    assert {fault.rank for fault in faults} == {2, 5} and {type(fault) for fault in faults} == {Kill, Hang}
-    assert all(fault.at is None and 1 <= fault.message <= 7 for fault in faults)
-    assert all(0 < fault.seconds <= 3.0 for fault in faults if isinstance(fault, Hang))
-    assert plan(0, 3, 0) == ()
-
-
 # -- mistakes -----------------------------------------------------------------------------------------------------
 
 
@@ -733,11 +379,6 @@ def test_a_plan_strikes_only_whom_how_and_when_it_may():
         (lambda: Partition([1, 1]), r"ranks=\(1, 1\)"),
         (lambda: Partition([-1]), r"ranks=\(-1,\)"),
         (lambda: Partition([1], seconds=-1), "seconds=-1"),
-        (lambda: plan(0, 4, 1, among=[]), r"among=\(\)"),
-        (lambda: plan(0, 4, 1, by=["luck"]), "luck"),
-        (lambda: plan(0, 4, 5, among=[4]), "the ranks are 0 to 3"),
-        (lambda: plan(0, 4, -1), "count=-1"),
-        (lambda: plan(0, 4, 1, seconds=0.0), r"seconds=0\.0"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(make, words):

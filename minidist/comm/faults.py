@@ -174,15 +174,17 @@ def plan(
 ) -> tuple[Fault, ...]:
     """`count` random faults for a world of `size` ranks. The same arguments give the same faults.
 
-    Half of them (see `by`) strike at a time below `seconds`, half at one of a rank's first `messages` messages. They
-    strike the ranks `among` (None: any), and are of these `kinds`. A share `forever` of the hangs, slowdowns and
+    They strike the ranks `among` (None: any), and are of these `kinds`. About half (see `by`) strike at a time below
+    `seconds`, half at one of a rank's first `messages` messages. A share `forever` of the hangs, slowdowns and
     partitions never ends; the others, and delays, last up to `seconds`.
 
     Errors  ValueError: a choice of nothing, or numbers out of range
     """
     among = tuple(range(size)) if among is None else tuple(among)
-    if not among or not kinds or not by or not set(by) <= {"time", "message"}:
-        raise ValueError(f"among={among}, kinds={kinds}, by={by}: expected something to choose from in each")
+    if not among or not kinds or not set(kinds) <= set(get_args(Fault)):
+        raise ValueError(f"among={among}, kinds={kinds}: expected ranks, and kinds of faults, to choose from")
+    if not by or not set(by) <= {"time", "message"}:
+        raise ValueError(f"by={by}: expected 'time', 'message' or both")
     if not (0 < seconds < math.inf and messages >= 1 and count >= 0):
         raise ValueError(f"count={count}, seconds={seconds}, messages={messages}: expected 0, above 0, and 1 or more")
     draw = random.Random(seed)

@@ -67,6 +67,7 @@ class Injection:
     """One run's faults."""
 
     def __init__(self, faults: Sequence[Fault], scheduler: Scheduler, mailboxes: Mailboxes):
+        faults = tuple(faults)
         check_faults(faults, len(scheduler.ranks))
         self._scheduler, self._mailboxes = scheduler, mailboxes
         self._by_message: defaultdict[tuple[int, int], list[Fault]] = defaultdict(list)  # (rank, its n-th message)

@@ -35,10 +35,10 @@ def deadlock_text(
     waits = {
         rank.number: wait for rank in ranks if not rank.gone and (wait := rank.waiting or rank.testing) is not None
     }
-    target = {
-        number: next((to for to in wait.waits_for() if ranks[to].gone), wait.waits_for()[0])
-        for number, wait in waits.items()
-    }
+    target = {}
+    for number, wait in waits.items():
+        needed = wait.waits_for()
+        target[number] = next((rank for rank in needed if ranks[rank].gone), needed[0])
 
     # 2. With one edge each, following them either runs into a circle or out to a rank that has finished.
     circle: list[int] = []

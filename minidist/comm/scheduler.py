@@ -45,7 +45,7 @@ class Scheduler:
         self.now = 0.0  # the clock of the rank that runs; never decreases
         self.stopping = self.over = False
         self.unfinished = size  # ranks whose end is waited for
-        self.struck: list[Strike] = []  # the faults that have
+        self.struck: list[Strike] = []  # the faults that have, see injection.py
         self.draw = random.Random(seed).random
         self._agenda = Agenda(self.draw)
         self._deadlines: list[tuple[float, int, Rank, Wait]] = []  # a heap of (time, serial number, who, what)
@@ -232,6 +232,7 @@ class Scheduler:
             # 2. Those who test in vain might stop testing and do something, so they go on; but not for ever.
             if self._parked and not somebody and not (tired and min(alarm, deadline) < math.inf):
                 self._release()
+            # 3. A fault strikes, or a wait gives up.
             elif alarm <= deadline and alarm < math.inf:
                 self.now = alarm
                 heappop(self._alarms)[2]()
