@@ -147,6 +147,20 @@ def test_a_rendezvous_message_is_seen_before_it_travels():
     assert simulate(program, 2, network=Network(alpha=1.0, sends="rendezvous")).seconds == approx(1.0)
 
 
+def test_a_rank_that_waits_for_a_message_sees_a_late_rendezvous_one_when_it_is_sent():
+    def program(comm):
+        if comm.rank:
+            comm.elapse(3.0)
+            comm.send(np.zeros(10, np.uint8), 0)
+            return None
+        found = comm.probe(), comm.clock()
+        comm.recv(np.empty(10, np.uint8), 1)
+        return found
+
+    run = simulate(program, 2, network=Network(alpha=1.0, sends="rendezvous"))
+    assert run.results[0] == ((1, 0, 10), approx(3.0)) and run.seconds == approx(4.0)
+
+
 def test_probing_for_what_nobody_sends_is_a_deadlock():
     with pytest.raises(Deadlock, match="a message from anyone, tag 4"):
         simulate(lambda comm: comm.probe(tag=4) if comm.rank == 0 else None, 3)

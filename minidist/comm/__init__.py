@@ -9,6 +9,7 @@ elif comm.rank == 1:
 
 from .base import MAX_TAG, Communicator, Envelope, Request
 from .endings import PeerEnded, refuse
+from .faults import Delay, Fault, Hang, Kill, Partition, Slow, Strike
 from .handle import Handle, helper_thread
 from .network import Link, Network
 from .report import Deadlock, LostMessages
@@ -19,14 +20,21 @@ __all__ = [
     "MAX_TAG",
     "Communicator",
     "Deadlock",
+    "Delay",
     "Envelope",
+    "Fault",
     "Handle",
+    "Hang",
+    "Kill",
     "Link",
     "LostMessages",
     "Network",
+    "Partition",
     "PeerEnded",
     "Request",
     "Simulation",
+    "Slow",
+    "Strike",
     "alone",
     "helper_thread",
     "refuse",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from greenlet import greenlet
 
+    from .injection import Course
     from .record import FlightRecord
 
 
@@ -63,6 +64,8 @@ class Rank:
         self.tested: dict[Wait, None] = {}  # what it has tested in vain at `tested_at`, and since that event
         self.tested_at = 0.0
         self.finished = False
+        self.course: Course | None = None  # of one that faults stop or slow down
+        self.gone = ""  # "was killed at 3 s", "hangs since 3 s": nobody waits for its end
 
 
 class Agenda:
@@ -75,7 +78,11 @@ class Agenda:
         self._ranks: dict[float, list[Rank]] = {}  # by time
 
     def put(self, rank: Rank, time: float) -> None:
-        """Let a rank go on at `time`, or sooner if that was known already."""
+        """Let a rank go on at `time`, or sooner if that was known already; if it stands still then, afterwards."""
+        if rank.course is not None:
+            time = rank.course.awake(time)
+            if time == math.inf:
+                return
         if rank.goes_on is not None:
             if rank.goes_on <= time:
                 return

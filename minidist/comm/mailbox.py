@@ -6,7 +6,9 @@ posted on a channel gets the k-th message sent into it, as in MPI. How long it i
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..backend import Array, copy_into
@@ -18,6 +20,7 @@ from .scheduler import Scheduler
 from .where import Place, here
 
 if TYPE_CHECKING:
+    from .injection import Injection
     from .simulated import SimulatedCommunicator
 
 CALLER = 3  # frames from `here` up to who called the communicator, over its _isend or _irecv, and post_...
@@ -196,7 +199,8 @@ class Probe:
         return f"a message from {whom}, tag {self.tag}{self.comm.group()}"
 
 
-# The array, copied if the send is eager; the line that sent it; then, if eager, its arrival, else the send itself.
+# The array, copied if the send is eager; the line that sent it; when it can be seen: if eager its arrival, else when it
+# was sent; and, if not eager, the send itself.
 Message = tuple[Array, Place, float, Send | None]
 
 
@@ -225,13 +229,14 @@ class Mailboxes:
         self.messages_sent = [0] * size
         self.bytes_sent = [0] * size
         self.splits: dict[tuple[int, int], Split] = {}  # those that some ranks have called and some have not
+        self.faults: Injection | None = None
         self._scheduler = scheduler
         self._eager = network.sends == "eager"
         self._contexts: dict[tuple[int, int, int], int] = {}
 
     def post_send(self, comm: SimulatedCommunicator, array: Array, dest: int, tag: int) -> Request:
         """Count a message, and give it to its receive, or put it where a later one finds it."""
-        # 1. Eager: it leaves now, as a copy. Rendezvous: it leaves when both are posted.
+        # 1. Eager: it leaves now, as a copy. Rendezvous: it is seen now, and leaves when both are posted.
         me, receiver = comm.world_rank, comm.members[dest]
         self.messages_sent[me] += 1
         self.bytes_sent[me] += array.nbytes
@@ -239,10 +244,15 @@ class Mailboxes:
         message: Message
         if self._eager:
             arrival = self.traffic.carry(comm.me.now, me, receiver, array.nbytes)
+            if self.faults is not None:
+                arrival = self.faults.arrival(receiver, comm.context, me, tag, arrival)
             request, message = comm.sent, (array.copy(), here(CALLER), arrival, None)
         else:
             request = send = Send(comm, array, dest, tag, here(CALLER))
-            message = (array, send.place, 0.0, send)
+            arrival = comm.me.now if self.faults is None else self.faults.gets_through(me, receiver, comm.me.now)
+            message = (array, send.place, arrival, send)
+        if arrival == math.inf:  # a fault has lost it
+            return request
         # 2. Match it.
         channel = self._channel(receiver, comm.context, me, tag)
         if channel.receives:
@@ -274,6 +284,11 @@ class Mailboxes:
         if send is not None:
             sender = send.comm.me
             arrival = self.traffic.carry(scheduler.now, sender.number, receiver.number, data.nbytes)
+            if self.faults is not None:
+                context, tag = receive.comm.context, receive.tag
+                arrival = self.faults.arrival(receiver.number, context, sender.number, tag, arrival)
+                if arrival == math.inf:
+                    return
             data = data.copy()
             send.at = arrival
             scheduler.ends(sender, send)
@@ -293,6 +308,30 @@ class Mailboxes:
         """The number that keeps a child communicator's messages apart from all others'."""
         return self._contexts.setdefault((context, split, color), len(self._contexts) + 1)
 
+    # -- what is left ---------------------------------------------------------------------------------------------
+
+    def withdraw(self, sender: int) -> None:
+        """A rank is gone: its rendezvous messages, which wait here for their receives, will never leave."""
+        for channels in self.channels if not self._eager else ():
+            for (_, source, _), channel in channels.items():
+                if source == sender:
+                    channel.messages.clear()
+
+    def unreceived(self) -> Iterator[tuple[int, int, int, Message]]:
+        """(source, receiver, tag, message) of every message that was never received, though neither rank is gone."""
+        ranks = self._scheduler.ranks
+        for receiver, channels in enumerate(self.channels):
+            for (_, source, tag), channel in channels.items():
+                if channel.messages and not (ranks[source].gone or ranks[receiver].gone):
+                    yield from ((source, receiver, tag, message) for message in channel.messages)
+
+    def unfinished(self) -> Iterator[tuple[int, Receive]]:
+        """(receiver, receive) of every receive that was never waited for, though its message may have come."""
+        for receiver, receives in enumerate(self.open_receives):
+            for receive in receives:
+                if self.faults is None or not self.faults.excuses(receive.waits_for()[0], receiver):
+                    yield receiver, receive
+
     def lost(self) -> bool:
         """Whether a message was never received, or a receive never waited for."""
-        return any(self.open_receives) or any(c.messages for channels in self.channels for c in channels.values())
+        return any(True for _ in self.unreceived()) or any(True for _ in self.unfinished())

@@ -11,6 +11,7 @@ from .where import describe, describe_stack
 
 if TYPE_CHECKING:
     from .agenda import Rank, Wait
+    from .faults import Strike
     from .mailbox import Mailboxes
 
 T = TypeVar("T")
@@ -26,11 +27,18 @@ class LostMessages(RuntimeError):
     """All ranks have finished, but something was sent that nobody received, or a receive was never finished."""
 
 
-def deadlock_text(ranks: Sequence[Rank], stack_of: Callable[[Rank], FrameType | None]) -> str:
-    """Who waits for whom: first the circle, if there is one, then the ranks that wait on top of it."""
-    # 1. An edge per waiting rank, to the first rank it waits for (a split can wait for several).
-    waits = {rank.number: wait for rank in ranks if (wait := rank.waiting or rank.testing) is not None}
-    target = {number: wait.waits_for()[0] for number, wait in waits.items()}
+def deadlock_text(
+    ranks: Sequence[Rank], stack_of: Callable[[Rank], FrameType | None], struck: Sequence[Strike] = ()
+) -> str:
+    """Who waits for whom: first the circle, if there is one, then the ranks that wait on top of it; then the faults."""
+    # 1. An edge per waiting rank, to the first rank it waits for (a split can wait for several), or one that is gone.
+    waits = {
+        rank.number: wait for rank in ranks if not rank.gone and (wait := rank.waiting or rank.testing) is not None
+    }
+    target = {}
+    for number, wait in waits.items():
+        needed = wait.waits_for()
+        target[number] = next((rank for rank in needed if ranks[rank].gone), needed[0])
 
     # 2. With one edge each, following them either runs into a circle or out to a rank that has finished.
     circle: list[int] = []
@@ -51,6 +59,8 @@ def deadlock_text(ranks: Sequence[Rank], stack_of: Callable[[Rank], FrameType | 
         verb = "waits" if rank.waiting is not None else "tests in vain"
         whom = "itself" if to == number else f"rank {to}"
         ended = ", which has finished" if ranks[to].finished else ""
+        if ranks[to].gone:
+            ended = f", which {ranks[to].gone}"
         place = describe_stack(stack_of(rank))
         what = waits[number].describe() + _within(rank, waits[number])
         return f"  rank {number} {verb} for {whom}{ended}: {what}\n    at {place}"
@@ -61,6 +71,9 @@ def deadlock_text(ranks: Sequence[Rank], stack_of: Callable[[Rank], FrameType | 
         text += [f"A circle of {len(circle)}:", *_first_lines(circle, line)]
     if others:
         text += ["Also waiting:" if circle else "Waiting:", *_first_lines(others, line)]
+    if struck:
+        faults = [f"  {fault}, at {seconds:g} s" for fault, seconds in struck]
+        text += ["Faults so far:", *_first_lines(faults, str)]
     return "\n".join(text)
 
 
@@ -82,14 +95,11 @@ def lost_text(mailboxes: Mailboxes) -> str:
     messages = [
         f"  rank {source} -> rank {dest}, tag {tag}, {data.nbytes} bytes ({data.dtype}[{data.size}]), "
         f"sent at {describe(place)}"
-        for dest, channels in enumerate(mailboxes.channels)
-        for (_, source, tag), channel in channels.items()
-        for data, place, _, _ in channel.messages
+        for source, dest, tag, (data, place, _, _) in mailboxes.unreceived()
     ]
     receives = [
         f"  rank {rank}: {receive.describe()}, posted at {describe(receive.place)}"
-        for rank, pending in enumerate(mailboxes.open_receives)
-        for receive in pending
+        for rank, receive in mailboxes.unfinished()
     ]
     text = []
     if messages:

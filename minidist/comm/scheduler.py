@@ -28,11 +28,13 @@ from .report import Deadlock, deadlock_text
 if TYPE_CHECKING:
     from greenlet import greenlet
 
+    from .faults import Strike
+
 IDLE_TESTS = 1000  # unsuccessful tests per rank, with nothing else happening, after which nothing will
 
 
 class Killed(BaseException):
-    """Ends a simulated rank because the simulation is over. Not an Exception: programs should not catch it."""
+    """Ends a simulated rank: the simulation is over, or a fault kills it. Not an Exception: programs let it pass."""
 
 
 class Scheduler:
@@ -42,14 +44,16 @@ class Scheduler:
         self.ranks = [Rank(number) for number in range(size)]
         self.now = 0.0  # the clock of the rank that runs; never decreases
         self.stopping = self.over = False
+        self.unfinished = size  # ranks whose end is waited for
+        self.struck: list[Strike] = []  # the faults that have, see injection.py
         self.draw = random.Random(seed).random
         self._agenda = Agenda(self.draw)
         self._deadlines: list[tuple[float, int, Rank, Wait]] = []  # a heap of (time, serial number, who, what)
+        self._alarms: list[tuple[float, int, Callable[[], None]]] = []  # a heap of (time, serial number, what to do)
         self._serial = itertools.count()
         self._parked: dict[Rank, None] = {}  # they test in vain, until something happens
         self._events = 0  # number of things that have happened
         self._idle_tests = 0  # since the last of them
-        self._unfinished = size
         self._hub: greenlet | None = None  # where `run` loops; None for a rank alone
         self._failure: BaseException | None = None
 
@@ -65,8 +69,10 @@ class Scheduler:
             rank.greenlet = greenlet(self._body(program, rank, results), parent=self._hub)
             self._agenda.put(rank, 0.0)
         try:
-            while self._failure is None and self._unfinished:
-                self._next().greenlet.switch()  # type: ignore[union-attr]
+            while self._failure is None and self.unfinished:
+                turn = self._next()
+                if turn is not None:
+                    turn.greenlet.switch()  # type: ignore[union-attr]
         finally:
             self._stop()
         if self._failure is not None:
@@ -76,15 +82,18 @@ class Scheduler:
     def _body(self, program: Callable[[int], Any], rank: Rank, results: list[Any]) -> Callable[[], None]:
         def body() -> None:
             try:
-                results[rank.number] = program(rank.number)
+                result = program(rank.number)
+                if not rank.gone:
+                    results[rank.number] = result
             except Killed:
                 pass
             except BaseException as error:
-                if not self.stopping:  # what a rank raises while it is being ended is not why
+                if not (self.stopping or rank.gone):  # what a rank raises while it is being ended is not why
                     error.add_note(f"on simulated rank {rank.number} of {len(self.ranks)}")
                     self._failure = error
             rank.finished, rank.testing = True, None
-            self._unfinished -= 1
+            if not rank.gone:
+                self.unfinished -= 1
 
         return body
 
@@ -92,16 +101,31 @@ class Scheduler:
         """End the ranks that are still under way: their `finally` clauses run, their communication raises Killed."""
         self.stopping = True
         for rank in self.ranks:
-            if rank.greenlet:  # true while it is started and has not ended
-                rank.greenlet.throw(Killed())
+            self.end(rank)
             rank.greenlet = None
         self.over = True
 
+    # -- called by faults -----------------------------------------------------------------------------------------
+
+    def alarm(self, time: float, what: Callable[[], None]) -> None:
+        """Do this when all that happens before `time` has happened, and nothing of what happens then."""
+        heappush(self._alarms, (time, next(self._serial), what))
+
+    def end(self, rank: Rank) -> None:
+        """End a rank that does not run at this moment."""
+        if rank.greenlet:  # true while it is started and has not ended
+            rank.greenlet.throw(Killed())
+
+    def stand_still(self, rank: Rank) -> None:
+        """The rank, which runs, goes on when its course lets it."""
+        self._agenda.put(rank, rank.now)
+        self._give_way()
+
     # -- called by ranks ------------------------------------------------------------------------------------------
 
-    def check_running(self) -> None:
+    def check_running(self, rank: Rank) -> None:
         """A rank that communicates while it is being ended (in a `finally`, say) goes no further."""
-        if self.stopping:
+        if self.stopping or rank.gone:
             if self.over:
                 raise RuntimeError("this communicator's simulation is over: it worked inside of simulate() only")
             raise Killed
@@ -114,13 +138,14 @@ class Scheduler:
 
     def elapse(self, rank: Rank, seconds: float) -> None:
         """Move the rank's clock on; those who are earlier run first."""
-        self.check_running()
-        self._agenda.put(rank, rank.now + seconds)
+        self.check_running(rank)
+        end = rank.now + seconds if rank.course is None else rank.course.works_until(rank.now, seconds)
+        self._agenda.put(rank, end)
         self._give_way()
 
     def block(self, rank: Rank, wait: Wait, deadline: float | None) -> None:
         """Give way until `wait.at`, or until the deadline if that comes first."""
-        self.check_running()
+        self.check_running(rank)
         rank.waiting, rank.testing, rank.deadline = wait, None, deadline
         if wait.at is not None:
             self._agenda.put(rank, wait.at)
@@ -152,7 +177,7 @@ class Scheduler:
 
         That is to the next event, or to the end of a wait that it has tested as well, or of one of `others`.
         """
-        self.check_running()
+        self.check_running(rank)
         # 1. Count, so that tests that will be in vain for ever are noticed.
         if rank.tests_since != self._events:
             rank.tests_since, rank.tests, rank.tested = self._events, 0, {}
@@ -183,8 +208,8 @@ class Scheduler:
         else:
             self._next()  # a rank alone: it is its own next, or nobody is
 
-    def _next(self) -> Rank:
-        """The rank whose turn it is.
+    def _next(self) -> Rank | None:
+        """The rank whose turn it is. None: it was an alarm's, and that has been done.
 
         Errors  Deadlock: there is none
         """
@@ -192,19 +217,26 @@ class Scheduler:
         tired = self._idle_tests > IDLE_TESTS * len(self.ranks)
         if tired:
             self._idle_tests = 0
-            if all(map(self._will_never_go_on, self.ranks)):
+            if not self._alarms and all(map(self._will_never_go_on, self.ranks)):
                 self._deadlock()
         while True:
             deadline = self._next_deadline() if self._deadlines else math.inf
-            # 1. A deadline passes when nobody can do anything before it, or at it.
-            if agenda.earliest <= deadline and agenda.earliest < math.inf:
+            alarm = self._alarms[0][0] if self._alarms else math.inf
+            # 1. A deadline passes when nobody can do anything before it, or at it; an alarm before anyone does.
+            somebody = agenda.earliest <= deadline and agenda.earliest < math.inf
+            if somebody and agenda.earliest < alarm:
                 rank = agenda.take()
                 assert rank.now >= self.now  # ranks act in the order of time
                 self.now = rank.now
                 return rank
             # 2. Those who test in vain might stop testing and do something, so they go on; but not for ever.
-            if self._parked and not (tired and deadline < math.inf):
+            if self._parked and not somebody and not (tired and min(alarm, deadline) < math.inf):
                 self._release()
+            # 3. A fault strikes, or a wait gives up.
+            elif alarm <= deadline and alarm < math.inf:
+                self.now = alarm
+                heappop(self._alarms)[2]()
+                return None
             elif deadline < math.inf:
                 agenda.put(heappop(self._deadlines)[2], deadline)
                 self._idle_tests = 0
@@ -227,6 +259,8 @@ class Scheduler:
         self._parked.clear()
 
     def _will_never_go_on(self, rank: Rank) -> bool:
+        if rank.gone:
+            return True
         if rank.waiting is not None:
             return rank.goes_on is None and rank.deadline is None
         in_vain = rank.tests_since == self._events and rank.tests >= IDLE_TESTS
@@ -234,7 +268,7 @@ class Scheduler:
 
     def _deadlock(self) -> None:
         self._parked.clear()
-        raise Deadlock(deadlock_text(self.ranks, self.stack_of))
+        raise Deadlock(deadlock_text(self.ranks, self.stack_of, self.struck))
 
     def stack_of(self, rank: Rank) -> Any:
         """The innermost frame of a rank that is not running; of the caller for a rank alone."""

@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ..backend import Array
 from .agenda import AnyOf, Wait
 from .base import Communicator, Envelope, Request, default_checked, default_timeout
+from .faults import Fault, Strike
 from .handle import InFlight, Waits, progress
+from .injection import Injection
 from .mailbox import Mailboxes, Pending, Probe, Sent, Split
 from .network import Network
 from .record import FlightRecord, Waiting
@@ -37,10 +39,12 @@ current_world: ContextVar[SimulatedCommunicator] = ContextVar("current_world")
 class Simulation:
     """What a simulated run left behind. Messages and bytes are counted where they are sent."""
 
-    results: list[Any]  # what each rank's program returned
-    seconds_by_rank: list[float]  # each rank's virtual clock when its program returned
+    results: list[Any]  # what each rank's program returned; None of those who are gone
+    seconds_by_rank: list[float]  # each rank's virtual clock when its program returned, or when it was gone
     messages_by_rank: list[int]
     bytes_by_rank: list[int]
+    struck: list[Strike] = field(default_factory=list)  # the faults that have, in this order
+    gone: list[int] = field(default_factory=list)  # ranks that were killed, or hang for ever
 
     @property
     def seconds(self) -> float:
@@ -58,20 +62,31 @@ class Simulation:
         return sum(self.bytes_by_rank)
 
 
-def simulate(program: Program, size: int, *args: Any, seed: int = 0, network: Network | None = None) -> Simulation:
+def simulate(
+    program: Program,
+    size: int,
+    *args: Any,
+    seed: int = 0,
+    network: Network | None = None,
+    faults: Sequence[Fault] = (),
+) -> Simulation:
     """Run `program(comm, *args)` once per rank, for `size` ranks, in this process; `seed` picks the interleaving.
 
     `network` says what messages cost in virtual time, and whether a send waits for its receive; None: they cost
-    nothing, and a send copies its array and never waits. The arguments are shared by all ranks, not copied.
+    nothing, and a send copies its array and never waits. `faults` says what goes wrong, see faults.py. The arguments
+    are shared by all ranks, not copied.
 
     Errors  whatever a rank raises is raised here, with that rank's traceback; the other ranks are ended
-            Deadlock: every rank waits for another. LostMessages: something sent was never received
+            Deadlock: every rank waits for another. LostMessages: something sent was never received, though no fault
+            kept it from that: neither rank is gone, and no partition between them lasts
             TypeError, ValueError (in the receiver): a message's dtype or size is not the receiving array's
     """
     if size < 1:
         raise ValueError(f"size {size}: expected at least 1 rank")
     scheduler = Scheduler(size, seed)
     mailboxes = Mailboxes(scheduler, network or Network())
+    if faults:
+        mailboxes.faults = Injection(faults, scheduler, mailboxes)
 
     def run_rank(rank: int) -> Any:
         comm = SimulatedCommunicator(scheduler, mailboxes, range(size), rank)
@@ -83,7 +98,8 @@ def simulate(program: Program, size: int, *args: Any, seed: int = 0, network: Ne
     if mailboxes.lost():
         raise LostMessages(lost_text(mailboxes))
     clocks = [rank.now for rank in scheduler.ranks]
-    return Simulation(results, clocks, mailboxes.messages_sent, mailboxes.bytes_sent)
+    gone = [rank.number for rank in scheduler.ranks if rank.gone]
+    return Simulation(results, clocks, mailboxes.messages_sent, mailboxes.bytes_sent, scheduler.struck, gone)
 
 
 def alone() -> SimulatedCommunicator:
@@ -142,7 +158,9 @@ class SimulatedCommunicator(Communicator):
     # -- messages -------------------------------------------------------------------------------------------------
 
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
-        self.scheduler.check_running()
+        self.scheduler.check_running(self.me)
+        if self.mailboxes.faults is not None:
+            self.mailboxes.faults.before_send(self.me, self.mailboxes.messages_sent[self.world_rank] + 1)
         self.record.sent_bytes += array.nbytes
         self.record.sent_messages += 1
         request = self.mailboxes.post_send(self, array, dest, tag)
@@ -150,11 +168,11 @@ class SimulatedCommunicator(Communicator):
         return request
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        self.scheduler.check_running()
+        self.scheduler.check_running(self.me)
         return self.mailboxes.post_receive(self, array, source, tag)
 
     def _iprobe(self, source: int | None, tag: int) -> Envelope | None:
-        self.scheduler.check_running()
+        self.scheduler.check_running(self.me)
         probe = self._probe_of(source, tag)
         found = probe.found()
         if found is None:
@@ -163,7 +181,7 @@ class SimulatedCommunicator(Communicator):
         return found
 
     def _probe(self, source: int | None, tag: int, timeout: float | None) -> Envelope:
-        self.scheduler.check_running()
+        self.scheduler.check_running(self.me)
         probe = self._probe_of(source, tag)
         soon = probe.found()
         if soon is not None:
@@ -239,7 +257,7 @@ class SimulatedCommunicator(Communicator):
     # -- groups ---------------------------------------------------------------------------------------------------
 
     def _split(self, color: int | None, key: int) -> Communicator | None:
-        self.scheduler.check_running()
+        self.scheduler.check_running(self.me)
         scheduler, mailboxes = self.scheduler, self.mailboxes
         # 1. Say what we want, and wait until every rank has.
         self._splits += 1
