@@ -172,6 +172,15 @@ class Injection:
             self._scheduler.struck.append(Strike(fault, now))  # the first that it delays
         return fault.seconds if fault.message in (None, self._counts[index]) else 0.0
 
+    def parted(self, source: int, dest: int) -> bool:
+        """Whether one was gone, or hung, or was cut off from the other, and so may not know what the other knows."""
+        for fault, _ in self._scheduler.struck:
+            if isinstance(fault, Kill | Hang) and fault.rank in (source, dest):
+                return True
+            if isinstance(fault, Partition) and (source in fault.ranks) != (dest in fault.ranks):
+                return True
+        return False
+
     def excuses(self, source: int, dest: int) -> bool:
         """Whether a receive that is still open when all is over was in vain: what is sent now would be lost."""
         return self.gets_through(source, dest, self._scheduler.now) == math.inf

@@ -318,11 +318,10 @@ class Mailboxes:
                     channel.messages.clear()
 
     def unreceived(self) -> Iterator[tuple[int, int, int, Message]]:
-        """(source, receiver, tag, message) of every message that was never received, though neither rank is gone."""
-        ranks = self._scheduler.ranks
+        """(source, receiver, tag, message) of every message that was never received, and has no excuse for that."""
         for receiver, channels in enumerate(self.channels):
             for (_, source, tag), channel in channels.items():
-                if channel.messages and not (ranks[source].gone or ranks[receiver].gone):
+                if channel.messages and not (self.faults and self.faults.parted(source, receiver)):
                     yield from ((source, receiver, tag, message) for message in channel.messages)
 
     def unfinished(self) -> Iterator[tuple[int, Receive]]:

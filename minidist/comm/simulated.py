@@ -77,8 +77,8 @@ def simulate(
     are shared by all ranks, not copied.
 
     Errors  whatever a rank raises is raised here, with that rank's traceback; the other ranks are ended
-            Deadlock: every rank waits for another. LostMessages: something sent was never received, though no fault
-            kept it from that: neither rank is gone, and no partition between them lasts
+            Deadlock: every rank waits for another. LostMessages: something sent was never received, though neither
+            rank was killed or hung, and no partition was between them
             TypeError, ValueError (in the receiver): a message's dtype or size is not the receiving array's
     """
     if size < 1:

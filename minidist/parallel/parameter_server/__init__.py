@@ -6,7 +6,7 @@ Read in this order: messages.py (what is said), server.py and worker.py (who say
 
 from .consistency import Consistency, consistency_of
 from .keys import Key, Layout, Roles, Stretch
-from .messages import Expelled, Kind, Refused
+from .messages import Expelled, Kind, Refused, RunOver
 from .report import Report
 from .scheduler import WorkerLost
 from .server import Node, Server
@@ -25,6 +25,7 @@ __all__ = [
     "Refused",
     "Report",
     "Roles",
+    "RunOver",
     "Server",
     "Store",
     "Stretch",

@@ -49,6 +49,11 @@ class View:
             raise LostShard(f"shard {shard} is lost: all servers that had a copy of it are dead")
         return living
 
+    def check(self, copies: int) -> None:
+        """Errors  LostShard: nobody has a copy of some shard any more"""
+        for shard in range(len(self.servers)):
+            self.chain(shard, copies)
+
 
 class LostShard(RuntimeError):
     """All copies of some parameters have died with their servers."""

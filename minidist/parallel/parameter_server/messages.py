@@ -105,6 +105,7 @@ class Code(IntEnum):
     CLOSED = 5
     NO_ROLE = 6
     EXPELLED = 7
+    OVER = 8
 
 
 class Refused(ValueError):
@@ -119,8 +120,13 @@ class Expelled(Refused):
     """This rank was not heard of for too long; the others go on without it. It may join again."""
 
 
+class RunOver(Refused):
+    """This rank was taken for dead, and the others have finished without it."""
+
+
 def refusal(code: int, text: str) -> Refused:
-    return (Expelled if code == Code.EXPELLED else Refused)(code, text)
+    """The exception for a REFUSED with this code."""
+    return {Code.EXPELLED: Expelled, Code.OVER: RunOver}.get(code, Refused)(code, text)  # type: ignore[call-overload]
 
 
 def unpack(data: Any, at: int) -> Message:

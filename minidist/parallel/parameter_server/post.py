@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -94,12 +95,13 @@ class Post:
         self._sending.append((request, raw))
         return request
 
-    def finish(self) -> None:
-        """Wait until all has been sent."""
+    def finish(self, patience: float) -> None:
+        """Wait until all has been sent, but not for ever: who is dead receives no more."""
         self.flush()
+        until = self.comm.clock() + patience
         for request, _ in self._sending:
-            request.wait()
-        self._sending.clear()
+            with suppress(TimeoutError):
+                request.wait(max(until - self.comm.clock(), 0.0))
 
     def refuse(self, dest: int, message: Message | None, refused: Refused) -> None:
         """Tell a rank that its message is not taken, and why."""

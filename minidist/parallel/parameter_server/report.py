@@ -78,6 +78,11 @@ class Report:
                 for rank in sorted(self.received)
             ),
         ]
+        return "\n".join(lines + ([events] if (events := self.events()) else []))
+
+    def events(self) -> str:
+        """Who died and who joined, a line each."""
+        lines = []
         for event in self.deaths:
             who = f"{event.role} rank {event.rank} at {event.seconds:.1f} s, clock {event.clock}"
             lines.append(f"died            {who}: {event.how}")

@@ -14,6 +14,7 @@ seconds, or when MPI says so. Every message to the scheduler is a sign of life; 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Scheduler:
         self.awaited = [rank for rank in roles.workers if rank not in absent]  # who has to come before the run begins
         self.registered: dict[int, int] = {}  # ranks that want to take part: their request's number
         self.gone: dict[int, float] = {}  # ranks that have left or died, and at which time
+        self.dead: set[int] = set()  # those of them that have died, and not come back
         self.heard = dict.fromkeys([*self.awaited, *roles.server_ranks], comm.clock())
         self.told = self.view.servers  # which servers live, as the workers know it
         self.unsure: set[int] = set()  # servers that have not acknowledged the view
@@ -112,6 +114,7 @@ class Scheduler:
         role = "server" if rank in self.roles.server_ranks else "worker"
         self.report.deaths.append(Event(rank, role, now - self.began, self.clocks.get(rank, 0), how))
         self.gone[rank] = now
+        self.dead.add(rank)
         self.entered.pop(rank, None)
         self.registered.pop(rank, None)
         self.meeting.pop(rank, None)
@@ -127,7 +130,13 @@ class Scheduler:
             )
         if role == "server" and not self.roles.copies:
             raise WorkerLost(f"server rank {rank} is lost ({how}), and with copies=0 nobody else has its parameters")
+        if role == "server":
+            self._with_servers().check(self.roles.copies)
         self.changes = True
+
+    def _with_servers(self) -> View:
+        """The present view, with the servers that live now."""
+        return replace(self.view, servers=tuple(-1 if rank in self.gone else rank for rank in self.view.servers))
 
     def heard_of(self, rank: int, message: Message) -> None:
         """Errors  Expelled: it does not take part any more"""
@@ -160,6 +169,7 @@ class Scheduler:
         self.registered[source] = message.number
         self.heard[source] = self.comm.clock()
         self.gone.pop(source, None)
+        self.dead.discard(source)
         self.changes = True
         self._change_view()
 
@@ -189,7 +199,7 @@ class Scheduler:
                 self.report.joined.append(Event(rank, "worker", self.comm.clock() - self.began, first, "joined"))
         if beginning:
             self.began = self.comm.clock()
-        servers = tuple(-1 if rank in self.gone else rank for rank in self.view.servers)
+        servers = self._with_servers().servers
         self.view = View(self.view.number + 1, workers, servers)
         self.unsure = {rank for rank in servers if rank >= 0}
         for rank in self.unsure:
@@ -288,8 +298,15 @@ class Scheduler:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def all_have_left(self) -> bool:
-        """Whether the run has begun and no worker takes part any more."""
-        return bool(self.view.number) and not (self.view.workers or self.registered or self.unsure or self.changes)
+        """Whether the run has begun and no worker takes part any more.
+
+        Errors  WorkerLost: none of them got to its end
+        """
+        if not self.view.number or self.view.workers or self.registered or self.unsure or self.changes:
+            return False
+        if self.report.deaths and not self.report.waited:
+            raise WorkerLost("all workers are lost:\n" + self.report.events())
+        return True
 
     def stop(self, values: list[Array]) -> None:
         """Tell the servers that it is over. `values`: of each key, where its values are to be put."""
@@ -298,6 +315,8 @@ class Scheduler:
         self.stopping = {rank for rank in self.view.servers if rank >= 0}
         for rank in self.stopping:
             self.post.send(rank, Kind.STOP)
+        for rank in self.dead:  # should it wake up, it finds this
+            self.post.refuse(rank, None, Refused(Code.OVER, "the run is over; it ended without this rank"))
 
     def on_values(self, source: int, message: Message, body: Any) -> None:
         """The last values of a key."""

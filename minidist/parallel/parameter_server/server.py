@@ -20,7 +20,7 @@ from ...comm import Communicator
 from .consistency import Consistency
 from .keys import Key, Layout, Roles
 from .membership import View, first_view
-from .messages import Code, Expelled, Kind, Message, Refused
+from .messages import Code, Expelled, Kind, Message, Refused, RunOver
 from .post import Post
 from .replication import Chain, Entry
 from .store import Store
@@ -336,7 +336,7 @@ class Node:
                 item = self.post.receive(self._due - now)
             if item is not None:
                 self.handle(*item)
-        self.post.finish()
+        self.post.finish(self.heartbeat)
 
     def check(self) -> float:
         """Do what is due; returns after how many seconds something will be."""
@@ -360,6 +360,8 @@ class Node:
                         raise
                     self.post.refuse(source, message, refused)
                 return
+        if message.kind == Kind.REFUSED and message.start == Code.OVER and source == self.roles.scheduler:
+            raise RunOver(Code.OVER, f"rank {self.comm.rank} was taken for dead, and the others have finished")
         if message.kind not in (Kind.REFUSED, Kind.ACK):
             text = f"{message.name}: rank {self.comm.rank} has no handler for it"
             self.post.refuse(source, message, Refused(Code.NO_ROLE, text))

@@ -36,7 +36,7 @@ from .consistency import Synchronous, consistency_of
 from .dealing import BY_SPEED, EVEN, IN_TURN, Dealer, Share
 from .keys import Key, Layout, Roles, Stretch
 from .layer import Layer
-from .messages import Expelled
+from .messages import Expelled, RunOver
 from .report import Report
 from .scheduler import OnMeet, OnSamples, Scheduler
 from .server import Node, Server
@@ -156,7 +156,7 @@ class ParameterServer:
                 arguments = (self.comm, node.post, self.roles, self.layout, self.consistency, self._store)
                 node.server = Server(*arguments)
             if rank != self.roles.scheduler:
-                with suppress(Expelled):  # the others go on without us
+                with suppress(Expelled, RunOver):  # the others go on without us
                     node.run(lambda: node.server is not None and node.server.stopped)
                 return None
             scheduler = node.scheduler = Scheduler(

@@ -56,6 +56,7 @@ class Worker:
         self.waited = 0.0
         self._number = 0
         self._errors: list[Refused] = []  # of messages that nobody waits for
+        self._registering = False
         self._beat = comm.clock()
 
     # -- values ---------------------------------------------------------------------------------------------------
@@ -116,7 +117,9 @@ class Worker:
         """Take part, from now on (or again): returns the clock to begin with."""
         self.requests.clear()
         self._errors.clear()
+        self._registering = True
         self.wait(self._ask(self.roles.scheduler, Kind.REGISTER))
+        self._registering = False
         self.first = self.view.workers[self.comm.rank]
         self.pushes = [self.first] * len(self.pushes)
         return self.first
@@ -143,7 +146,7 @@ class Worker:
         """Take part no longer."""
         self.wait(*self.requests)
         self.wait(self._ask(self.roles.scheduler, Kind.LEAVE, clock=clock, weight=self.waited))
-        self.post.finish()
+        self.post.finish(self.heartbeat)
 
     def beat(self, clock: int = 0) -> None:
         """Give a sign of life, if it is time to: for a worker that computes long."""
@@ -243,7 +246,7 @@ class Worker:
             error = refusal(message.start, f"rank {source} refused: {why.decode(errors='replace')}")
             if request is not None:
                 request.answer = error
-            elif message.number == 0 or message.start == Code.EXPELLED:
+            elif message.number == 0 and (not self._registering or error.code == Code.OVER):
                 self._errors.append(error)
             return True
         # (An answer may come twice, or from a server that is out of it and does not know.)
