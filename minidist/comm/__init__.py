@@ -8,7 +8,8 @@ elif comm.rank == 1:
 """
 
 from .base import MAX_TAG, Communicator, Envelope, Request
-from .endings import PeerEnded, refuse
+from .deaths import PeerEnded, PeerFailed
+from .endings import refuse
 from .handle import Handle, helper_thread
 from .network import Link, Network
 from .report import Deadlock, LostMessages
@@ -25,6 +26,7 @@ __all__ = [
     "LostMessages",
     "Network",
     "PeerEnded",
+    "PeerFailed",
     "Request",
     "Simulation",
     "alone",
