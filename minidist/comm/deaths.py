@@ -107,8 +107,8 @@ class Epitaph:
     def __init__(self, mpi: Any):
         library, version = mpi.get_vendor()
         line = (
-            "minidist: the launcher has ended this job. If that is because a rank has died: this MPI "
-            f"({library} {'.'.join(map(str, version))}), started as it was, ends all others then; {ULFM} lets them go on."
+            "minidist: the launcher has ended this job. If that is because a rank has died: this MPI, "
+            f"{library} {'.'.join(map(str, version))}, started as it was, ends the others then; {ULFM} lets them go on."
         )
         # In a session of its own, where a launcher's signals to the ranks and their children do not reach it.
         self._child = subprocess.Popen(
