@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,15 +105,21 @@ class Epitaph:
     child process waits: at the end of its standard input it writes the line, unless it has been told that all is over.
     """
 
+    _child: subprocess.Popen[bytes] | None = None
+
     def __init__(self, mpi: Any):
         library, version = mpi.get_vendor()
         line = (
             "minidist: the launcher has ended this job. If that is because a rank has died: this MPI, "
             f"{library} {'.'.join(map(str, version))}, started as it was, ends the others then; {ULFM} lets them go on."
         )
+        shell = shutil.which("sh")
+        if shell is None:  # on Windows: say it in advance
+            print(line.replace("has ended", "may end").replace("has died", "dies"), file=sys.stderr, flush=True)
+            return
         # In a session of its own, where a launcher's signals to the ranks and their children do not reach it.
         self._child = subprocess.Popen(
-            ["sh", "-c", 'read -r over || printf "%s\\n" "$0" >&2', line],
+            [shell, "-c", 'read -r over || printf "%s\\n" "$0" >&2', line],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -120,5 +127,7 @@ class Epitaph:
 
     def cancel(self) -> None:
         """The job ends in another way."""
+        if self._child is None:
+            return
         with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
             self._child.communicate(b"over\n", timeout=1.0)
