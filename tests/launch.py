@@ -38,20 +38,33 @@ def why_no_mpi() -> str:
 needs_mpi = pytest.mark.skipif(bool(why_no_mpi()), reason=why_no_mpi())
 
 
+OPEN_MPI = ["--allow-run-as-root", "--oversubscribe"]  # it wants to be asked for more ranks than there are cores
+
+
 @cache
-def _options() -> list[str]:
-    """Open MPI wants to be asked to run as root, and more ranks than there are cores."""
-    version = subprocess.run([mpirun() or "", "--version"], capture_output=True, text=True, timeout=60).stdout
-    return ["--allow-run-as-root", "--oversubscribe"] if "Open MPI" in version else []
+def is_open_mpi() -> bool:
+    """Whether the mpirun of this environment is Open MPI's."""
+    return (
+        "Open MPI" in subprocess.run([mpirun() or "", "--version"], capture_output=True, text=True, timeout=60).stdout
+    )
 
 
 def run_ranks(
-    size: int, *arguments: str, deadline: float, env: dict[str, str] | None = None
+    size: int,
+    *arguments: str,
+    deadline: float,
+    env: dict[str, str] | None = None,
+    start: list[str] | None = None,
+    python: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """`mpirun -n size python *arguments`; what it printed and its status. Fails if it is not over by the deadline."""
+    """`mpirun -n size python *arguments`; what it printed and its status. Fails if it is not over by the deadline.
+
+    `start`: another launcher and its options.
+    """
+    start = start or [mpirun() or "", *(OPEN_MPI if is_open_mpi() else [])]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        [mpirun() or "", *_options(), "-n", str(size), sys.executable, *arguments],
+        [*start, "-n", str(size), python, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,8 @@ elif comm.rank == 1:
 """
 
 from .base import MAX_TAG, Communicator, Envelope, Request
-from .endings import PeerEnded, refuse
+from .deaths import PeerEnded, PeerFailed
+from .endings import refuse
 from .faults import Delay, Fault, Hang, Kill, Partition, Slow, Strike
 from .handle import Handle, helper_thread
 from .network import Link, Network
@@ -31,6 +32,7 @@ __all__ = [
     "Network",
     "Partition",
     "PeerEnded",
+    "PeerFailed",
     "Request",
     "Simulation",
     "Slow",

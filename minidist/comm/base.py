@@ -102,6 +102,7 @@ class Communicator(ABC):
     network: Network | None = None  # what messages cost, where that is known: in a simulation
     tuning = ""  # what was measured on this machine, in JSON; the same on all ranks
     choices: tuple[dict[str, list[str]], dict[str, list[str]]] | None = None  # for "auto"; see collectives/choice.py
+    survives = False  # whether the job goes on when a rank of it dies; see deaths.py
     operations = 0  # collectives started on this communicator so far
     agreements = 0  # in checked mode: how often all ranks compared what they had called
     _by_host: tuple[Communicator, Communicator] | None = None
@@ -159,7 +160,10 @@ class Communicator(ABC):
         return self._iprobe(source, tag)
 
     def probe(self, source: int | None = None, tag: int = 0, timeout: float | None = None) -> Envelope:
-        """As `iprobe`, but waits for a message. After `timeout` seconds (None: the communicator's): TimeoutError."""
+        """As `iprobe`, but waits for a message. After `timeout` seconds (None: the communicator's): TimeoutError.
+
+        A look for anyone's message goes on while some other rank is left that could send it.
+        """
         self._check_look(source, tag)
         return self._probe(source, tag, timeout)
 
@@ -250,6 +254,22 @@ class Communicator(ABC):
             self.record.label = before
 
     # -- ending ---------------------------------------------------------------------------------------------------
+
+    def failed(self) -> frozenset[int]:
+        """Ranks of this communicator that are known to have died. Asking costs about a microsecond, and no message.
+
+        None ever are where `survives` is False. Elsewhere a death is known some 10 ms later; from then on PeerFailed is
+        raised by what needs the dead rank: `isend`, `irecv`, `iprobe` and `probe` of it, `test` and `wait` of what was
+        started before, collectives, `split`. A look for anyone's message is not disturbed.
+        """
+        return frozenset()
+
+    def outlive(self) -> bool:
+        """Say that this program goes on without ranks that die. Whether the job does, too: `survives`.
+
+        Where it does not, a line on standard error will say so if the launcher ends it. Every rank calls it, once.
+        """
+        return self.survives
 
     @abstractmethod
     def abort(self, code: int = 1) -> NoReturn:

@@ -6,7 +6,8 @@ MPI alone lets a rank leave while the others wait for it for ever. What happens 
     (also in a thread)                ranks fail alike, only the lowest prints.
     a wait passes its deadline        a table says what all ranks are doing (see watchdog.py); then TimeoutError is
                                       raised, which if nobody catches it ends the job as any exception does
-    kill -9                           the launcher sees a process die and ends the others
+    kill -9                           the launcher sees a process die and ends the others; or, if it was started to let
+                                      them go on, a rank that waits for the dead one raises PeerFailed (see deaths.py)
     the program ends, sys.exit        the rank says goodbye to every other rank and waits for their goodbyes, then ends
                                       in order. If all call sys.exit, that is all: no tracebacks.
     one rank ends, another waits      the waiting rank finds the goodbye. If the other left by sys.exit, it is asked to
@@ -15,7 +16,11 @@ MPI alone lets a rank leave while the others wait for it for ever. What happens 
     rank, the others work on          called sys.exit and aborts the job with its code
 
 (`raise SystemExit` by hand cannot be told from the end of the program; sys.exit can.)
-What the ranks tell one another are notes of two int64 (kind, sender) on a communicator of their own.
+What the ranks tell one another are notes without content, of the kinds below.
+
+A job that outlives its ranks differs in two more ways. MPI_Finalize, where all ranks meet, hung in one of seven runs
+whose rank had been killed while large messages were under way: so no rank calls it, and that all have said goodbye is
+enough. And MPI_Abort did not end the others: so who aborts tells them, and they leave by themselves.
 """
 
 from __future__ import annotations
@@ -27,24 +32,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
 from .base import Communicator
+from .deaths import PeerEnded, PeerFailed
+from .notes import Notes
 
 if TYPE_CHECKING:
+    from .deaths import Epitaph
     from .watchdog import Watchdog
 
 ENDED, EXITED, FAILED, BLAMED = range(4)  # ENDED: at the end of the program; EXITED: by sys.exit
 PATIENCE = 2.0  # seconds
 TURN = 0.1  # seconds between ranks' turns to print, where several fail
-
-
-class PeerEnded(RuntimeError):
-    """A rank waits for another whose program has ended."""
 
 
 def refuse(comm: Communicator, message: str, code: int = 2) -> NoReturn:
@@ -96,19 +98,22 @@ def _exit(status: Any = None, /) -> NoReturn:
 
 
 class Endings:
-    """This rank's part in ending the job. `mpi` is the mpi4py.MPI module, `comm` a communicator for notes alone."""
+    """This rank's part in ending the job. `mpi` is the mpi4py.MPI module."""
 
-    def __init__(self, mpi: Any, comm: Any):
+    def __init__(self, mpi: Any, notes: Notes):
         self.mpi = mpi
-        self.comm = comm
-        self.rank: int = comm.rank
-        self.size: int = comm.size
+        self.notes = notes
+        self.deaths = notes.deaths
+        self.rank: int = mpi.COMM_WORLD.rank
+        self.size: int = mpi.COMM_WORLD.size
         self.process = os.getpid()
         self.ended: dict[int, int] = {}  # rank: ENDED or EXITED
         self.failed: set[int] = set()
         self.blamed_by: int | None = None
+        self.aborting = False
         self.watchdog: Watchdog | None = None  # set by open_world, where there are several ranks
-        self._sending: list[Any] = []  # notes on their way, with their memory
+        self.epitaph: Epitaph | None = None  # set by Communicator.outlive
+        self.must_leave = False  # set by open_world: Python is not to end this process, for then MPI would be finalised
 
     def install(self) -> None:
         """From now on, notice how this process ends."""
@@ -119,24 +124,39 @@ class Endings:
 
     def abort(self, code: int) -> NoReturn:
         """End the whole job at once; what has been printed is given a moment to reach the launcher."""
+        self.aborting = True
         _flush()
+        if self.epitaph is not None:
+            self.epitaph.cancel()
+        if self.deaths.survives and self.watchdog is not None:
+            self.watchdog.notes.end()
+            self._pump(0.1)  # MPI sends while it is called
+            os._exit(code)
         time.sleep(0.1)
         self.mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # not reached: Abort does not return
 
+    def ended_by_another(self) -> None:
+        """A rank has aborted the job, in a way that leaves the others alive: leave, without a word.
+
+        The launcher ends with the first status that is not 0: that one's.
+        """
+        if not self.aborting:
+            _flush()
+            os._exit(0)
+
     # -- notes ----------------------------------------------------------------------------------------------------
 
-    def _tell(self, ranks: Any, kind: int) -> None:
-        note = np.array([kind, self.rank], np.int64)
-        self._sending += [(note, self.comm.Isend(note, rank)) for rank in ranks if rank != self.rank]
+    def _tell(self, ranks: Iterable[int], kind: int) -> None:
+        for rank in ranks:
+            if rank != self.rank:
+                self.notes.send(rank, kind)
 
     def _read(self) -> None:
         if self.watchdog is not None:
             self.watchdog.look()
-        note, status = np.empty(2, np.int64), self.mpi.Status()
-        while self.comm.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG, status):
-            self.comm.Recv(note, status.source, status.tag)
-            kind, sender = map(int, note)
+        while (note := self.notes.read()) is not None:
+            sender, kind, _ = note
             if kind in (ENDED, EXITED):
                 self.ended[sender] = kind
             elif kind == FAILED:
@@ -146,12 +166,23 @@ class Endings:
 
     # -- while waiting --------------------------------------------------------------------------------------------
 
-    def check(self, peers: list[int], done: Callable[[], bool], who: Callable[[], str]) -> None:
-        """Called now and then by a rank that waits for `peers`: raises PeerEnded if one of them will not come."""
+    def check(self, peers: list[int], done: Callable[[], bool], who: Callable[[], str], anyone: bool = False) -> None:
+        """Called now and then by a rank that waits for all of `peers`, or for anyone of them.
+
+        Errors  PeerEnded, PeerFailed: one of them will not come; where anyone would do, none will
+        """
         self._read()
-        gone = next((peer for peer in peers if peer in self.ended), None)
-        if gone is None:
+        dead = self.deaths.look()
+        left = [peer for peer in peers if peer in self.ended or peer in dead]
+        if not left or (anyone and len(left) < len(peers)):
             return
+        died = dead.intersection(left)
+        if died:
+            if not done():
+                gone = min(died)
+                raise PeerFailed(f"rank {gone} of {self.size} has died; rank {self.rank} waits for {who()}", gone)
+            return
+        gone = left[0]
         # What it sent before it ended may still be on its way.
         patience = time.monotonic() + PATIENCE / 2
         while time.monotonic() < patience:
@@ -198,7 +229,7 @@ class Endings:
             self.watchdog.over = True  # it goes on until all have ended: the others may hang
         self._tell(range(self.size), EXITED if _Exit.stack else ENDED)
         start = time.monotonic()
-        while len(self.ended) < self.size - 1:
+        while len(self.deaths.look().union(self.ended)) < self.size - 1:
             self._pump(0.01)
             late = _Exit.status != 0 and time.monotonic() - start > PATIENCE
             if self.blamed_by is not None or (late and not self.failed):
@@ -208,8 +239,13 @@ class Endings:
                 self.abort(_Exit.status or 1)
         if self.watchdog is not None:
             self.watchdog.stop()
-        for _, request in self._sending:
-            request.Wait()
+        while not self.notes.sent():
+            time.sleep(1e-3)
+        if self.epitaph is not None:
+            self.epitaph.cancel()
+        if self.must_leave:
+            _flush()
+            os._exit(_Exit.status)
 
     def _pump(self, seconds: float) -> None:
         """Read notes for so long."""

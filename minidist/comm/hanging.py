@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from .record import aligned
-from .status import ENDED, RUNS, WAITS, Status
+from .status import DIED, ENDED, RUNS, WAITS, Status
 from .where import shortened
 
 LONGEST = 64  # ranks that are listed; of more, first those that do not wait
 NO_ANSWER = "no answer (stopped, or inside a call that holds Python)"
-STATES = {RUNS: "runs", WAITS: "waits", ENDED: "has ended"}
+STATES = {RUNS: "runs", WAITS: "waits", ENDED: "has ended", DIED: "has died"}
 
 
 def table(title: str, size: int, answers: Mapping[int, Status]) -> str:
@@ -72,7 +72,7 @@ def _rows(size: int, answers: Mapping[int, Status], waits: Mapping[int, list[int
             continue
         status = answers[rank]
         whom = shortened(waits[rank]) if rank in waits else ""
-        does, seconds = STATES[status.state], "" if status.state == ENDED else f"{status.seconds:.1f}"
+        does, seconds = STATES[status.state], "" if status.state in (ENDED, DIED) else f"{status.seconds:.1f}"
         rows.append((str(rank), status.host, does, seconds, whom, status.label, status.operation))
     # NO_ANSWER is longer than its column; it is put in when the columns' widths are known.
     short = [tuple("\0" if cell == NO_ANSWER else cell for cell in row) for row in rows]

@@ -21,8 +21,10 @@ from mpi4py import MPI
 from .. import backend
 from ..backend import Array
 from .base import Communicator, Envelope, Request, default_checked, default_timeout
+from .deaths import Deaths, Epitaph
 from .endings import Endings, say
 from .handle import Handle, InFlight, Waits, progress
+from .notes import Notes
 from .record import FlightRecord
 from .scratch import Scratch
 from .shared import SharedMemory
@@ -43,17 +45,23 @@ SEGMENT = 1 << 19  # bytes; see Communicator.segment. A ring all-reduce of 64 Mi
 PLAIN = frozenset("?bBhHiIlLqQefdFD")  # dtypes whose arrays MPI takes as they are, without our telling it the bytes
 
 
-def open_world() -> MpiCommunicator:
+def open_world(survives: bool = False, finalizes: bool = True) -> MpiCommunicator:
     """The communicator of all ranks; every rank must call it, once.
 
-    From here on an exception, sys.exit or the death of one rank ends the job (see endings.py), a wait that passes its
-    deadline is explained (see watchdog.py), and BLAS uses this rank's share of the cores.
+    `survives`: the job goes on when a rank dies. `finalizes`: Python will call MPI_Finalize at its end.
+
+    From here on an exception, sys.exit or the death of one rank ends the job (see endings.py; for jobs that outlive
+    their ranks, deaths.py), a wait that passes its deadline is explained (see watchdog.py), and BLAS uses this rank's
+    share of the cores.
     """
-    endings = Endings(MPI, MPI.COMM_WORLD.Dup())
+    deaths = Deaths(MPI, survives)
+    endings = Endings(MPI, Notes(MPI, MPI.COMM_WORLD.Dup(), deaths))
+    endings.must_leave = survives and finalizes
     endings.install()
-    world = MpiCommunicator(MPI.COMM_WORLD.Dup(), endings)
+    world = _kind(survives)(MPI.COMM_WORLD.Dup(), endings)
     if world.size > 1:
-        endings.watchdog = Watchdog(MPI, MPI.COMM_WORLD.Dup(), world, say)
+        notes = Notes(MPI, MPI.COMM_WORLD.Dup(), deaths, endings.ended_by_another)
+        endings.watchdog = Watchdog(MPI, notes, world, say)
         endings.watchdog.start()
     host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
     share_cores(host.size)
@@ -63,6 +71,14 @@ def open_world() -> MpiCommunicator:
     world.prepare()
     world.tuning = _told_by_rank_0(stored_tuning() if world.rank == 0 else "")
     return world
+
+
+def _kind(survives: bool) -> type[MpiCommunicator]:
+    if not survives:
+        return MpiCommunicator
+    from .survival import SurvivingCommunicator
+
+    return SurvivingCommunicator
 
 
 def _told_by_rank_0(text: str) -> str:
@@ -172,28 +188,22 @@ class MpiCommunicator(Communicator):
         return Envelope(status.source, tag, status.Get_count(BYTE))
 
     def _probe(self, source: int | None, tag: int, timeout: float | None) -> Envelope:
-        soon = self._iprobe(source, tag)
-        if soon is None and timeout == 0:
+        found = [self._iprobe(source, tag)]
+        if timeout == 0 and found[0] is None:
             raise TimeoutError(f"no message with tag {tag} is here")
-        for _ in range(0 if self.in_flight else FIRST_TURNS):  # as for a message that is asked for, see MpiRequest.wait
-            if soon is not None:
-                break
-            give_way()
-            soon = self._iprobe(source, tag) or self._iprobe(source, tag)
-        if soon is not None:
-            return soon
-        whom = [peer for peer in range(self.size) if peer != self.rank] if source is None else [source]
-        peers = [self.members[peer] for peer in whom]
-        found: list[Envelope] = []
 
         def look() -> bool:
-            envelope = self._iprobe(source, tag)
-            if envelope is not None:
-                found.append(envelope)
-            return envelope is not None
+            found[0] = self._iprobe(source, tag)
+            return found[0] is not None
 
-        self.wait_for(look, peers, timeout, f"a message from {'anyone' if source is None else whom[0]}, tag {tag}")
-        return found[0]
+        for _ in range(0 if self.in_flight else FIRST_TURNS):  # as for a message that is asked for: MpiRequest.wait
+            if found[0] is not None or look() or look():
+                return found[0]  # type: ignore[return-value]
+            give_way()
+        peers = [m for rank, m in enumerate(self.members) if (rank != self.rank if source is None else rank == source)]
+        what = f"a message from {'anyone' if source is None else source}, tag {tag}"
+        self.wait_for(look, peers, timeout, what, anyone=source is None)
+        return found[0]  # type: ignore[return-value]
 
     def _wait_any(self, waits: Waits, timeout: float | None) -> None:
         requests: list[Any] = [request for _, request in waits if not isinstance(request, Handle)]
@@ -212,11 +222,11 @@ class MpiCommunicator(Communicator):
     def _split(self, color: int | None, key: int) -> Communicator | None:
         self._meet(f"split(color={color}, key={key})")
         child = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
-        return None if child == MPI.COMM_NULL else MpiCommunicator(child, self.endings, self)
+        return None if child == MPI.COMM_NULL else type(self)(child, self.endings, self)
 
     def _split_by_host(self) -> Communicator:
         self._meet("split_by_host()")
-        return MpiCommunicator(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank), self.endings, self)
+        return type(self)(self.mpi.Split_type(MPI.COMM_TYPE_SHARED, self.rank), self.endings, self)
 
     def shared_memory(self, slot: int, common: int) -> SharedMemory:
         if self._shared is None:
@@ -248,11 +258,23 @@ class MpiCommunicator(Communicator):
     def abort(self, code: int = 1) -> NoReturn:
         self.endings.abort(code)
 
-    def wait_for(self, test: Callable[[], bool], peers: list[int], timeout: float | None, what: object) -> None:
+    def outlive(self) -> bool:
+        if self.rank == 0 and not self.survives and self.endings.epitaph is None:
+            self.endings.epitaph = Epitaph(MPI)
+        return self.survives
+
+    def explained(self, error: Exception, peers: list[int], what: object) -> Exception:
+        """What to raise for an error of MPI's in a wait for the world ranks `peers`."""
+        return error
+
+    def wait_for(
+        self, test: Callable[[], bool], peers: list[int], timeout: float | None, what: object, anyone: bool = False
+    ) -> None:
         """Wait for `test()`, which depends on the world ranks `peers`; `what` names the operation if it fails.
 
-        Operations in flight go on meanwhile. `timeout` None: the communicator's deadline; when that passes, a table of
-        what every rank is doing is printed before TimeoutError is raised.
+        It depends on all of them, or where `anyone`, on one that is left. Operations in flight go on meanwhile.
+        `timeout` None: the communicator's deadline; when that passes, a table of what every rank is doing is printed
+        before TimeoutError is raised.
         """
         seconds = self.timeout if timeout is None else timeout
         record, watchdog = self.record, self.endings.watchdog
@@ -269,7 +291,7 @@ class MpiCommunicator(Communicator):
         before, began = record.waiting, self.clock()
         record.waiting = (what, peers, began)
         try:
-            if wait_until(waits, seconds, lambda: self.endings.check(peers, waits, who)):
+            if wait_until(waits, seconds, lambda: self.endings.check(peers, waits, who, anyone)):
                 return
             if timeout is None and watchdog is not None:
                 watchdog.deadline_passed(began, seconds)
@@ -319,7 +341,7 @@ class MpiRequest(Request):
                 self._over()
                 if status is not None and error.Get_error_class() == MPI.ERR_TRUNCATE:
                     raise ValueError(f"{self}: {self._too_long(status.Get_count(BYTE))}") from None
-                raise
+                raise self.comm.explained(error, self.peers(), self) from None
             self.request = None
             self._done(0 if status is None else status.Get_count(BYTE))
         return True

@@ -27,7 +27,7 @@ from .where import describe
 if TYPE_CHECKING:
     from .base import Communicator
 
-RUNS, WAITS, ENDED = range(3)  # ENDED: its program is over, and it waits for the others to end too
+RUNS, WAITS, ENDED, DIED = range(4)  # ENDED: its program is over, and it waits for the others to end too
 MOST_PEERS, MOST_GROUPS = 128, 8  # that a message names
 LONGEST_TEXT = 200  # bytes
 
@@ -41,7 +41,7 @@ _NOT_THE_USERS = (_PACKAGE, *_LIBRARIES, "<frozen ")
 class Status(NamedTuple):
     """What a rank is doing."""
 
-    state: int  # RUNS, WAITS or ENDED
+    state: int  # RUNS, WAITS, ENDED, or said of it by another: DIED
     seconds: float  # for so long
     peers: list[int]  # ranks of the world that it waits for
     groups: list[tuple[int, int, str]]  # (check sum of the members, collectives started on it, its name)

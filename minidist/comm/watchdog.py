@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hanging import table
-from .status import RUNS, Status, status_of
+from .notes import Notes
+from .status import DIED, RUNS, Status, status_of
 
 if TYPE_CHECKING:
     from .base import Communicator
@@ -70,9 +71,9 @@ class Report:
 
 
 class Watchdog:
-    """This rank's part in making tables. `mpi` is mpi4py.MPI, `notes` a communicator of all ranks for notes alone."""
+    """This rank's part in making tables. `mpi` is mpi4py.MPI."""
 
-    def __init__(self, mpi: Any, notes: Any, world: Communicator, say: Callable[[str], None]):
+    def __init__(self, mpi: Any, notes: Notes, world: Communicator, say: Callable[[str], None]):
         self.mpi, self.notes, self.world, self.say = mpi, notes, world, say
         self.rank, self.size = world.rank, world.size
         self.over = False  # whether the program has ended
@@ -91,7 +92,6 @@ class Watchdog:
         self._shown_until = 0.0  # a deadline's table has shown the waits that began before
         self._quiet_until = 0.0  # a signal counts as part of the last table
         # How it hears of things.
-        self._sending: list[tuple[np.ndarray, Any]] = []  # notes on their way, with their memory
         self._inbox, self._outbox = socket.socketpair()  # a byte in it wakes the thread; a signal is a byte as well
         self._outbox.setblocking(False)
         self._signals_are_bytes = False
@@ -175,7 +175,7 @@ class Watchdog:
         if self._report is not None:
             self._print_when_complete(self._report)
         self._see_to_wishes()
-        self._sending = [(note, request) for note, request in self._sending if not request.Test()]
+        self.notes.sent()
 
     def _another_makes_one(self) -> bool:
         return self._maker is not None and time.monotonic() < self._maker_until
@@ -206,17 +206,11 @@ class Watchdog:
     # -- notes ----------------------------------------------------------------------------------------------------
 
     def _tell(self, rank: int, kind: int, *numbers: int) -> None:
-        self._send(rank, kind, np.array(numbers, np.int64).view(np.uint8))
-
-    def _send(self, rank: int, kind: int, note: np.ndarray) -> None:
-        self._sending.append((note, self.notes.Isend(note, rank, kind)))
+        self.notes.send(rank, kind, np.array(numbers, np.int64).view(np.uint8))
 
     def _read(self) -> None:
-        arrived = self.mpi.Status()
-        while self.notes.Iprobe(self.mpi.ANY_SOURCE, self.mpi.ANY_TAG, arrived):
-            note = np.empty(arrived.Get_count(self.mpi.BYTE), np.uint8)
-            kind, sender = arrived.tag, arrived.source
-            self.notes.Recv(note, sender, kind)
+        while (arrived := self.notes.read()) is not None:
+            sender, kind, note = arrived
             if kind == STATUS:
                 number = int(note[:8].view(np.int64)[0])
                 if self._report is not None and self._report.number == number:
@@ -244,6 +238,8 @@ class Watchdog:
         self._report.ask(why, asker, waited)
 
     def _print_when_complete(self, report: Report) -> None:
+        for rank in self.notes.deaths.look():
+            report.answers.setdefault(rank, Status(DIED, 0.0, [], [], "?", "", "", ""))
         if len(report.answers) < self.size and time.monotonic() < report.started + COLLECT:
             return
         self.say(report.text(self.size))
@@ -258,7 +254,9 @@ class Watchdog:
         self._report = None  # if we were making one as well, it is given up
         self._maker, self._maker_until = maker, time.monotonic() + COLLECT + PATIENCE
         self._answered_at = self.world.clock()
-        self._send(maker, STATUS, np.concatenate([np.array([number], np.int64).view(np.uint8), self._status().pack()]))
+        self.notes.send(
+            maker, STATUS, np.concatenate([np.array([number], np.int64).view(np.uint8), self._status().pack()])
+        )
 
     def _finish(self, why: int) -> None:
         """The table has been printed."""

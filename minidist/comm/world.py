@@ -6,6 +6,7 @@ import os
 from functools import cache
 
 from .base import Communicator
+from .deaths import launched_to_survive, python_finalizes_mpi
 from .simulated import alone, current_world
 
 # How launchers tell a process that it is one of several: (its number, how many there are).
@@ -41,11 +42,13 @@ def _world_of_this_process() -> Communicator:
     if place is None:
         return alone()
     rank, size = place
+    survives = launched_to_survive()
     try:
-        from .mpi import library, open_world
+        with python_finalizes_mpi(not survives) as finalizes:
+            from .mpi import library, open_world
     except ImportError as error:
         _give_up(rank, f"started by mpirun, but mpi4py cannot be imported ({error}): pip install 'minidist[mpi]'")
-    comm = open_world()
+    comm = open_world(survives, finalizes)
     if comm.size != size:
         _give_up(
             rank,

@@ -30,6 +30,7 @@ from .messages import Code, Expelled, Kind, Message, Refused
 from .post import Post
 from .report import Event, Report
 
+ASK = 0.1  # seconds between two questions to MPI who has died
 OnMeet = Callable[[int, np.ndarray, int], None]  # label, sums, number of workers that met
 OnSamples = Callable[[int], None]  # so many more have been trained on
 
@@ -92,7 +93,7 @@ class Scheduler:
     def check(self) -> float:
         """Look who is dead; returns after how many seconds to look again."""
         now = self.comm.clock()
-        failed: Any = getattr(self.comm, "failed", frozenset)()
+        failed = self.comm.failed()
         self.heard[self.comm.rank] = now
         for rank in self._living():
             silent = now - self.heard[rank]
@@ -101,7 +102,8 @@ class Scheduler:
             elif silent >= self.deadline:
                 self._is_dead(rank, f"not heard of for {silent:.1f} s")
         self._change_view()
-        return max(min((self.heard[rank] for rank in self._living()), default=now) + self.deadline - now, 1e-3)
+        soon = min((self.heard[rank] for rank in self._living()), default=now) + self.deadline - now
+        return max(min(soon, ASK if self.comm.survives else soon), 1e-3)
 
     def _living(self) -> list[int]:
         """Ranks that are expected to give signs of life."""

@@ -305,7 +305,7 @@ class Node:
 
     def __init__(self, comm: Communicator, roles: Roles, heartbeat: float):
         self.comm, self.roles, self.heartbeat = comm, roles, heartbeat
-        self.post = Post(comm, self.room)
+        self.post = Post(comm, self.room, heartbeat)
         self.server: Server | None = None
         self.scheduler: Any = None
         self._beat = comm.clock()  # when it gave its last sign of life

@@ -9,11 +9,11 @@ import numpy as np
 
 from ... import backend
 from ...backend import Array
-from ...comm import Request
 from ...optim import Optimizer
 from ...optim.optimizer import Part
 from .keys import Key
 from .messages import Message
+from .post import Sending
 
 # Change the values, in place, by a gradient; the learning rate, if there is one, is to be scaled by the last argument.
 Update = Callable[[Array, Array, float], None]
@@ -41,14 +41,14 @@ class Store:
         self.added: list[int] = []  # whose are in it
         self.waiting: list[tuple[int, Message, Any]] = []
         self.pulled: dict[int, Array] = {}  # of each worker, the values that it pulled last; where that is asked for
-        self._lent: list[Request] = []  # messages that read `data` on their way
-        self._old: list[tuple[Array, list[Request]]] = []  # values that were replaced while messages still read them
+        self._lent: list[Sending] = []  # messages that read `data` on their way
+        self._old: list[tuple[Array, list[Sending]]] = []  # values that were replaced while messages still read them
         self._spare: list[Array] = []
 
-    def lend(self, request: Request | None) -> None:
+    def lend(self, sending: Sending | None) -> None:
         """A message reads the values on its way out."""
-        if request is not None:
-            self._lent.append(request)
+        if sending is not None:
+            self._lent.append(sending)
 
     def apply(self, gradient: Array, scale: float) -> None:
         """Update the values; where a message still reads them, a copy of them."""
@@ -59,14 +59,14 @@ class Store:
 
     def _make_ours(self) -> None:
         """Nobody is to read the values while they change: who still does goes on with the old ones."""
-        if not all(request._poll() for request in self._lent):
+        if not all(sending.done() for sending in self._lent):
             copy = self.spare()
             copy[...] = self.data
             self._old.append((self.data, self._lent))
             self.data = copy
         self._lent = []
         for old in tuple(self._old):
-            if all(request._poll() for request in old[1]):
+            if all(sending.done() for sending in old[1]):
                 self._old.remove(old)
                 self.give_back(old[0])
 

@@ -115,6 +115,8 @@ class ParameterServer:
         self.layout = Layout([_stretch(i, part) for i, part in enumerate(self.parts)], servers, sharding)
         self.optimizer = optimizer
         self.heartbeat, self.deadline = deadline / 4, deadline
+        if self.consistency.goes_on:
+            comm.outlive()
         group = comm.split(0)
         assert group is not None
         self.comm = group

@@ -46,7 +46,7 @@ class Worker:
 
     def __init__(self, comm: Communicator, roles: Roles, layout: Layout, heartbeat: float):
         self.comm, self.roles, self.layout, self.heartbeat = comm, roles, layout, heartbeat
-        self.post = Post(comm, self.room)
+        self.post = Post(comm, self.room, heartbeat)
         self.view = first_view(roles)
         self.heads = list(roles.server_ranks)  # of each shard, the rank that serves it
         self.requests: dict[int, Request] = {}
