@@ -17,30 +17,33 @@ messages     Measured: 10,000 pushes and as many pulls of 1 KiB between a worker
 ddp          Measured: BSP on 4 ranks (3 workers, a server) against PyTorch DDP over Gloo with 3; 784-1024-10, Adam,
              batch 128 a worker, one BLAS thread a rank. PyTorch needs `pip install -e ".[peers]"`.
 
-What to expect. n bytes of parameters, c seconds of computing, b seconds a byte; a straggler takes f c.
+What to expect. n bytes of parameters, c seconds of computing, b seconds a byte; here c = 32 ms and n b = 3.3 ms a step.
 
-    a step of the ring      c + 2 (W-1)/W n b           with a straggler f c instead of c. Here 32 + 6 ms, 96 + 6 ms
-    of bsp                  c + 2 W n b                 32 + 52 ms, 96 + 52 ms: all push at once, and then pull at once,
-                                                        through the server's one link
-    of async                max(c + 2 n b, W n b)       39 ms, and no more for the healthy beside a straggler: they do
-                                                        7 1/3 workers' work. As fast as the ring, and faster with one
-    of ssp:s                between the two: the workers part, and meet in the link less. With even shares they are at
-                            the straggler's pace from clock s on; with shares by speed (the default) they are not
-    of backup:1             bsp with 7 of 8 gradients: the straggler's come too late. It costs an eighth of the samples
+    ring        c + 2 (W-1)/W n b    38 ms; beside a straggler 3 c in the place of c, 102 ms
+    bsp         c + (W+1) n b        61 ms; with a straggler 125 ms. Pulls leave the server one after another, so
+                                     workers begin, and push, one after another: the queue is paid once, not twice
+    async       max(c + 2 n b, W n b)  39 ms, and no more for the healthy beside a straggler: they and it do the work
+                                     of 7 1/3 workers
+    ssp:s       between the two. With even shares all are at the straggler's pace from clock s on; with shares by speed,
+                as is the default, they are not
+    backup:1    bsp, with 7 of 8 gradients a step. The straggler's come too late: an eighth of the samples is lost, and
+                no time
 
-Accuracy for each sample is the ring's where gradients are fresh, and a little less where they are stale: W updates, in
-the mean W - 1 old (async). With S servers one way takes at least max(1, W/S) n b, against (W-1)/W n b of the ring:
-the ring needs no more link however many ranks there are, but 2 (W-1) messages one after another; a server's time grows
-with W/S, so that for more than a few workers a server it takes hundreds of times as long. This is reached, but for
-2 messages' latency a part, if no two parts wait for one another: each worker sends its S parts one after another, and
-begins with another server. All at once, as ParameterServer asks for them, a part that waits for its server's port holds
-up those behind it on a network that serves messages in the order of the sends (network.py): up to S times as long.
+A sample teaches as much as in the ring where gradients are fresh. Under async they are W - 1 updates old in the mean,
+which at this learning rate does no harm. With S servers one way takes at least max(1, W/S) n b, the ring's all-reduce
+2 (W-1)/W n b and the latency of 2 (W-1) messages: however many ranks there are, no link carries more; a server's
+carries W/S times as much, so that 256 workers wait for 4 servers 44 times as long. The bound is reached, but for 2
+messages' latency a part, where no two parts wait for one another: each worker sends its S parts one after another, and
+begins with another server. If they leave all at once, as ParameterServer's do, a part that waits for its server's port
+holds up those behind it, on a network that serves messages in the order of the sends (comm/network.py): up to 2.5
+times as long.
 
-Measured: sleeping, bsp goes at a third of its pace beside a straggler, less what its messages take anyway; async keeps
-all, ssp:3 what rounding leaves. A message of ours is a probe, a receive and some 10 us of Python at each end, where
-mpi4py alone takes 3: one at a time a push takes several times as long as a bare round trip. With many requests in
-flight they share MPI messages, and it is Python's time that is left. Beside DDP: 3 workers do no optimizer's step
-(1.1 ms of 8), the server does one for all of them; 2 n bytes a worker go through shared memory as in an all-reduce.
+Measured: sleeping, bsp keeps a third beside a straggler, and what its messages take anyway; async keeps all, ssp:3
+almost all. A message of ours costs a probe, a receive and Python at each end, where mpi4py's costs a receive: one at a
+time a push takes several times as long as a bare round trip. Requests that leave together share MPI messages, and
+Python's share is left. Beside DDP: the workers do no optimizer's step, which takes DDP 1.1 ms of some 8 (more with
+subnormal numbers); the server does one for all. 2 n bytes a worker go through the server's memory, as many as in an
+all-reduce.
 
 How it is measured. Contenders take turns, beginning with another one in each repeat, in the same ranks (ddp: each in
 processes of its own); medians over repeats and the range; ratios are taken within each repeat. Results are checked
@@ -120,7 +123,7 @@ def plot_runs(path: Path, runs: list[simulated.Run]) -> None:
     names = list(dict.fromkeys(run.name for run in runs))
     for slow, row in zip((False, True), rows, strict=True):
         for run in (run for run in runs if run.slow == slow):
-            look: Any = dict(color=f"C{names.index(run.name)}", marker=".", markersize=4, label=run.name)
+            look: Any = dict(color=f"C{names.index(run.name)}", linewidth=1.2, label=run.name)
             look |= dict(linestyle="--") if "even" in run.name else {}
             row[0].plot([seconds for seconds, _, _ in run.points], [100 * a for _, _, a in run.points], **look)
             row[1].plot([samples / 1e3 for _, samples, _ in run.points], [100 * a for _, _, a in run.points], **look)
@@ -150,9 +153,9 @@ def plot_exchanges(path: Path, exchanges: list[simulated.Exchange]) -> None:
         if servers > 1:
             both = [(e.push_at_once + e.pull_at_once) * 1e3 for e in mine]
             axes.plot(counts, both, "x", color=look, label=f"{words}, all parts at once")
-    ring = [e for e in exchanges if not e.servers]
-    axes.plot(counts, [e.push * 1e3 for e in ring], "s", color="black", label="ring all-reduce")
-    axes.plot(counts, [e.formula * 1e3 for e in ring], color="black", linewidth=1)
+    ring = [e for e in exchanges if not e.servers and e.workers > 1]
+    axes.plot(counts[1:], [e.push * 1e3 for e in ring], "s", color="black", label="ring all-reduce")
+    axes.plot(counts[1:], [e.formula * 1e3 for e in ring], color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set(yscale="log", xlabel="workers", ylabel="push and pull, ms", xticks=counts)
     axes.set_ylim(bottom=10)
@@ -183,7 +186,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.samples, args.test = (1536, 500) if quick else (60_000, 10_000)  # of the simulated training
     args.workers = 4 if quick else 8
     args.up_to = 8 if quick else 256  # workers
-    args.steps = {"trains": 8, "sleeps": 8} if quick else {"trains": 60, "sleeps": 40}
+    args.steps = {"trains": 2, "sleeps": 2} if quick else {"trains": 60, "sleeps": 40}
     args.messages = 200 if quick else 10_000
     args.few = args.repeats or (1 if quick else 3)
     args.many = args.repeats or (1 if quick else 5)

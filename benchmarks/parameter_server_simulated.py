@@ -89,11 +89,14 @@ class Course(Run):
         images, labels = self.test
         return float((model(md.Tensor(images)).argmax(1).numpy() == labels).mean())
 
-    def end(self, comm: Communicator, model: md.nn.Module, first: bool) -> None:
+    def done(self, comm: Communicator) -> None:
+        """A worker has trained on its last share."""
         self.seconds = max(self.seconds, comm.clock() - BEGIN)
-        if first:
-            self.accuracy = self.correct(model)
-            self.points.append((self.seconds, self.samples, self.accuracy))
+
+    def end(self, model: md.nn.Module) -> None:
+        """All have, and this is what came of it. The first worker tells."""
+        self.accuracy = self.correct(model)
+        self.points.append((self.seconds, self.samples, self.accuracy))
 
 
 def ring(comm: Communicator, course: Course) -> None:
@@ -108,7 +111,10 @@ def ring(comm: Communicator, course: Course) -> None:
         sgd.zero_grad()
         course.step(comm, network, images, labels)
         sgd.step()
-    course.end(comm, model, comm.rank == 0)
+    course.done(comm)
+    md.collectives.barrier(comm)
+    if comm.rank == 0:
+        course.end(model)
 
 
 def server_or_worker(comm: Communicator, course: Course) -> Any:
@@ -137,9 +143,10 @@ def server_or_worker(comm: Communicator, course: Course) -> Any:
             course.step(comm, model, *loader.take(0, start, size))
         ps.step()
     ps.meet()
-    course.seconds = max(course.seconds, comm.clock() - BEGIN)
+    course.done(comm)
     ps.pull()  # what all have pushed is in these
-    course.end(comm, model, first)
+    if first:
+        course.end(model)
     ps.leave()
     return None
 
@@ -322,8 +329,8 @@ def all_exchanges(up_to: int) -> list[Exchange]:
 def table_of_exchanges(exchanges: list[Exchange]) -> list[str]:
     """The figures of each."""
     lines = [
-        f"servers, simulated: {4 * PARAMETERS / 1e6:.3f} MB, {8e-9 / BETA:g} Gbit/s and {ALPHA * 1e6:g} us. The formula "
-        "is max(1, workers/servers) bytes/bandwidth one way",
+        f"servers, simulated: {4 * PARAMETERS / 1e6:.3f} MB, {8e-9 / BETA:g} Gbit/s and {ALPHA * 1e6:g} us. The "
+        "formula is max(1, workers/servers) bytes/bandwidth one way",
         f"{'':>7}{'':>8}{'ms':>10}{'':>20}{'/ formula':>20}{'':>22}{'both / the':>14}",
         f"{'workers':>7}{'servers':>8}{'formula':>10}{'push':>10}{'pull':>10}{'push':>10}{'pull':>10}"
         f"{'all parts at once':>22}{'ring':>14}",

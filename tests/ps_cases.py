@@ -47,9 +47,9 @@ def send_raw(comm: Communicator, raw: bytes, dest: int) -> None:
     comm.send(np.frombuffer(raw, np.uint8), dest, TAG)
 
 
-def finish(post: Post) -> None:
-    """Send what is still to be sent."""
-    post.finish(5.0)
+def post_of(comm: Communicator, room: Callable[[int, Any], np.ndarray]) -> Post:
+    """A post that waits no more than 5 seconds for what it sends to be received."""
+    return Post(comm, room, 5.0)
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
@@ -77,15 +77,17 @@ def by_hand(
     dealer: Dealer | None = None,
     registers: Callable[[int], bool] = lambda rank: True,
     seen: dict[int, Server] | None = None,
-    deadline: float = 1e6,
+    deadline: float | None = None,
 ) -> Any:
     """Servers and scheduler serve; each worker runs work(worker), and then leaves. No model, and no autograd.
 
     seen       is given each rank's server: simulated ranks can look into it
+    deadline   after which a silent rank is dead; None: the communicator's
     registers  which of the workers do so before `work`; the run does not wait for the others
     """
     group = comm.split(0)
     assert group is not None
+    deadline = deadline or comm.timeout
     roles, rank = Roles(comm.size, servers, copies), comm.rank
     layout, how = Layout(stretches, servers, sharding), consistency_of(consistency)
     if hasattr(how, "begin"):

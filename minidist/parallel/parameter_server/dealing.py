@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 EVEN, BY_SPEED, IN_TURN = "even", "by speed", "in turn"
-KEPT = 64  # clocks whose cuts are remembered: more than any worker can be behind another that has its share
+FASTEST = 1e12  # samples a second; more is a clock that did not move
 
 
 class Share(NamedTuple):
@@ -41,12 +41,13 @@ class Dealer:
         self.speed: dict[int, float] = {}  # samples a second, of each worker
         self._turn = 0  # samples dealt, over all epochs (in turn)
         self._cuts: dict[int, dict[int, Share]] = {}  # of the latest clocks: everyone's share
+        self._at: dict[int, int] = {}  # of each worker, the clock that it has asked for last
 
     def deal(self, worker: int, clock: int, members: Sequence[int], samples: int, seconds: float) -> Share:
         """A worker's share for its clock. It has computed its last one, of `samples`, in `seconds`."""
         self.newest = max(self.newest, clock)
         if samples and seconds > 0:
-            speed = samples / seconds
+            speed = min(samples / seconds, FASTEST)
             self.speed[worker] = (self.speed.get(worker, speed) + speed) / 2
         if not self.samples:
             return Share(0, 0, 0)
@@ -66,7 +67,11 @@ class Dealer:
             sizes = self._sizes(min(self.batch, self.samples - start), sorted(members))
             starts = accumulate(sizes, initial=start)
             self._cuts[clock] = {w: Share(epoch, a, n) for w, a, n in zip(sorted(members), starts, sizes)}
-            self._cuts.pop(clock - KEPT, None)
+        # Cuts are kept until nobody can ask for them any more.
+        self._at[worker] = clock
+        oldest = min(self._at.get(member, 0) for member in members)
+        while (first := next(iter(self._cuts))) < oldest:
+            del self._cuts[first]
         return self._cuts[clock].get(worker, Share(epoch, start, 0))
 
     def _sizes(self, size: int, members: list[int]) -> list[int]:

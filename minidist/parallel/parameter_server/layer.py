@@ -106,8 +106,6 @@ class Layer:
                 self.ps.worker.flush()
                 self.ps.worker.poll()
             self.ps.worker.beat(self.ps.clock)
-        elif not self.ps.syncing and self.missing <= 0:
-            self.missing = len(self.trained)
 
     def push(self) -> None:
         """Push this layer's gradient, unless that is done."""

@@ -44,6 +44,7 @@ from typing import Any, NamedTuple
 MAGIC, VERSION = 0x6D64, 1  # "md", and the version of this layout
 HEADER = struct.Struct("<HBBHBxqqqqqdq")
 NBYTES = HEADER.size
+LARGEST = 1 << 62  # what a field stays below
 LONGEST_BODY = 1 << 30  # bytes; what MPI can count in one message
 
 
@@ -144,6 +145,18 @@ def unpack(data: Any, at: int) -> Message:
         )
     if message.kind not in NAMES:
         raise Refused(Code.NOT_UNDERSTOOD, f"a message of the unknown kind {message.kind}")
+    return message
+
+
+def check(message: Message) -> None:
+    """Errors  Refused: a field that is out of its range, whatever the kind"""
     if not 0 <= message.length <= LONGEST_BODY:
         raise Refused(Code.WRONG_LENGTH, f"a body of {message.length} bytes; 0 to {LONGEST_BODY} are possible")
-    return message
+    numbers = message[5:10]
+    if min(numbers) < 0 or max(numbers) >= LARGEST:
+        fields = ", ".join(f"{name} {value}" for name, value in zip(Message._fields[5:10], numbers))
+        raise Refused(
+            Code.WRONG_LENGTH, f"{message.name} (key {message.key}) with {fields}: they are 0 to {LARGEST - 1}"
+        )
+    if not 0 <= message.weight < LARGEST:
+        raise Refused(Code.WRONG_LENGTH, f"{message.name} (key {message.key}) with the weight {message.weight}")

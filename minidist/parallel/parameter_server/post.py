@@ -19,7 +19,7 @@ import numpy as np
 
 from ...backend import Array, copy_into
 from ...comm import Communicator, PeerEnded, PeerFailed, Request
-from .messages import HEADER, MAGIC, NBYTES, VERSION, Code, Kind, Message, Refused, unpack
+from .messages import HEADER, LARGEST, MAGIC, NBYTES, VERSION, Code, Kind, Message, Refused, check, unpack
 
 TAG = 31900
 SHORT = 1 << 12  # bytes of the longest body inside a parcel
@@ -136,8 +136,12 @@ class Post:
             sending.wait(max(until - self.comm.clock(), 0.0))
 
     def refuse(self, dest: int, message: Message | None, refused: Refused) -> None:
-        """Tell a rank that its message is not taken, and why."""
-        number = 0 if message is None else message.number
+        """Tell a rank that its message is not taken, and why. (Not a refusal: that would go on for ever.)"""
+        number = 0
+        if message is not None:
+            if message.kind == Kind.REFUSED:
+                return
+            number = message.number if 0 <= message.number < LARGEST else 0
         self.send(dest, Kind.REFUSED, str(refused).encode()[:SHORT], number=number, start=int(refused.code))
 
     # -- receiving ------------------------------------------------------------------------------------------------
@@ -158,7 +162,13 @@ class Post:
                 return None
             with suppress(PeerFailed):  # it died while it was talking
                 self._take(found.source, found.nbytes)
+            if not self._inbox:
+                self.flush()  # what was refused in there
         return self._inbox.popleft()
+
+    def next(self) -> Item | None:
+        """The next message of those that were received with the last one."""
+        return self._inbox.popleft() if self._inbox else None
 
     def _take(self, source: int, nbytes: int) -> None:
         """Receive one MPI message: an announced body, straight to its place, or a parcel.
@@ -215,6 +225,7 @@ class Post:
             while at < end:
                 message = None
                 message = unpack(parcel, at)
+                check(message)
                 at += NBYTES
                 if not message.length:
                     self._inbox.append((source, message, None))

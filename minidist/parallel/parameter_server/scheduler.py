@@ -141,11 +141,11 @@ class Scheduler:
         return replace(self.view, servers=tuple(-1 if rank in self.gone else rank for rank in self.view.servers))
 
     def heard_of(self, rank: int, message: Message) -> None:
-        """Errors  Expelled: it does not take part any more"""
-        if rank not in self.view.workers and rank not in self.view.servers:
-            if rank in self.gone or rank in self.roles.workers:
-                raise Expelled(Code.EXPELLED, f"rank {rank} does not take part (any more): register first")
-            raise Refused(Code.NO_ROLE, f"rank {rank} is neither worker nor server of this run")
+        """A worker lives. Errors  Expelled: it does not take part any more. Refused: it is no worker"""
+        if rank not in self.roles.workers:
+            raise Refused(Code.NO_ROLE, f"rank {rank} is no worker: those are {self.roles.workers}")
+        if rank not in self.view.workers:
+            raise Expelled(Code.EXPELLED, f"rank {rank} does not take part (any more): register first")
         self.heard[rank] = self.comm.clock()
         self.clocks[rank] = max(self.clocks.get(rank, 0), message.clock)
 
@@ -153,19 +153,20 @@ class Scheduler:
         """It lives. A server that was taken for dead is told so."""
         if source in self.roles.server_ranks and source not in self.view.servers:
             self._send_view(source)
-        elif source not in self.awaited or self.view.number:
-            self.heard_of(source, message)
-        else:
+        elif source in self.view.servers or (source in self.awaited and not self.view.number):
             self.heard[source] = self.comm.clock()
+        else:
+            self.heard_of(source, message)
 
     # -- coming, leaving, dying -----------------------------------------------------------------------------------
 
     def on_register(self, source: int, message: Message, body: Any) -> None:
         """A worker wants to take part: at the beginning, or later."""
-        if source not in self.roles.workers:
-            raise Refused(Code.NO_ROLE, f"rank {source} is no worker: those are {self.roles.workers}")
-        if source in self.view.workers:
-            raise Refused(Code.NO_ROLE, f"rank {source} takes part already")
+        if source not in self.roles.workers or source in self.view.workers:
+            why = (
+                "takes part already" if source in self.view.workers else f"is no worker: those are {self.roles.workers}"
+            )
+            raise Refused(Code.NO_ROLE, f"rank {source} {why}")
         if self.stopping is not None:
             raise Refused(Code.CLOSED, "the run is over")
         self.registered[source] = message.number
@@ -261,9 +262,9 @@ class Scheduler:
     def on_barrier(self, source: int, message: Message, body: Any) -> None:
         """A worker waits for all others that live; numbers are added up on the way."""
         self.heard_of(source, message)
+        if message.length != 8 * message.size:
+            raise Refused(Code.WRONG_LENGTH, f"barrier with {message.length} bytes for {message.size} float64 numbers")
         numbers = np.empty(0) if body is None else np.frombuffer(body, np.float64)
-        if len(numbers) != message.size:
-            raise Refused(Code.WRONG_LENGTH, f"barrier with {len(numbers)} numbers, {message.size} announced")
         for other, theirs in self.meeting.values():
             if (other.key, len(theirs)) != (message.key, len(numbers)):
                 raise Refused(
@@ -327,7 +328,11 @@ class Scheduler:
             into[...] = backend.to(body.view(into.dtype), backend.device_of(into))
 
     def room(self, source: int, message: Message) -> Array:
-        """Where values are to be put. Errors  Refused: nobody asked for them"""
+        """Where values, or a barrier's numbers, are to be put. Errors  Refused: nobody asked for them"""
+        if message.kind == Kind.BARRIER:
+            if source not in self.view.workers or message.length != 8 * message.size:
+                raise Refused(Code.WRONG_LENGTH, f"barrier with {message.length} bytes for {message.size} numbers")
+            return np.empty(message.length, np.uint8)
         if self.stopping is None or source not in self.stopping or message.key >= len(self.values):
             raise Refused(Code.NO_ROLE, f"values from rank {source}, which was not asked")
         into = self.values[message.key]

@@ -8,7 +8,6 @@ on other servers, in replication.py.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +65,7 @@ class Server:
         rows = None
         if message.kind == Kind.PULL_ROWS:
             rows = self.rows(store.key, message, body)
-        elif not 0 <= message.start <= message.start + message.size <= store.key.size:
+        elif message.start + message.size > store.key.size:
             raise Refused(
                 Code.WRONG_LENGTH,
                 f"pull of elements {message.start} … {message.start + message.size} of "
@@ -122,10 +121,10 @@ class Server:
             self.dropped += 1
             self._acknowledge(source, store, message.number, taken=0)
         else:
-            if not self.consistency.synchronous:
-                self.staleness[staleness] += 1
             if gradient is None and not self.consistency.synchronous:
                 self._acknowledge(source, store, message.number)
+            elif not self.consistency.synchronous:
+                self.staleness[staleness] += 1
         self.touched[message.key] = None
 
     def apply(self, store: Store, gradient: Array, made_of: list[tuple[int, int]], scale: float) -> None:
@@ -207,6 +206,7 @@ class Server:
             if self.view.chain(store.key.server, self.roles.copies)[0] == self.comm.rank:
                 whole = message._replace(kind=int(Kind.PULL), key=store.key.number, size=store.key.size)
                 self._send_values(source, store, whole, None)
+        self.post.flush()
         figures = [self.post.received_bytes, self.post.sent_bytes, self.dropped, len(self.staleness), len(self.lag)]
         for histogram in (self.staleness, self.lag):
             for value, count in sorted(histogram.items()):
@@ -220,7 +220,9 @@ class Server:
         """The store of a worker's message. Errors  Refused: no such key here, or no such worker"""
         store = self.stores.get(message.key)
         if store is None or self.view.chain(store.key.server, self.roles.copies)[0] != self.comm.rank:
-            where = "exist" if message.key < len(self.layout.keys) else f"{len(self.layout.keys)} keys exist"
+            keys = self.layout.keys
+            known = message.key < len(keys)
+            where = f"it is on {keys[message.key].server}" if known else f"there are {len(keys)} keys"
             raise Refused(Code.UNKNOWN_KEY, f"key {message.key} is not on server {self.number}; {where}")
         if source not in store.clocks:
             if source in self.roles.workers:
@@ -231,7 +233,7 @@ class Server:
     def rows(self, key: Key, message: Message, body: Any) -> np.ndarray:
         """The row numbers at the beginning of a body."""
         count = message.size
-        if not 0 <= count <= (0 if body is None else body.nbytes) // 8:
+        if count > (0 if body is None else body.nbytes) // 8:
             raise Refused(Code.WRONG_LENGTH, f"{count} rows in a body of {0 if body is None else body.nbytes} bytes")
         rows = np.empty(0, np.int64) if body is None else body.reshape(-1).view(np.uint8)[: 8 * count].view(np.int64)
         if count and not (rows.min() >= 0 and rows.max() < key.size // key.width):
@@ -260,7 +262,7 @@ class Server:
         return np.empty(message.length, np.uint8)
 
     def check_push(self, store: Store, message: Message) -> None:
-        """Errors  Refused: a push of another dtype or length, or with a senseless weight"""
+        """Errors  Refused: a push of another dtype or length"""
         key, rows = store.key, message.kind == Kind.PUSH_ROWS
         if message.dtype != ord(key.dtype.char) and message.size:
             try:
@@ -270,22 +272,20 @@ class Server:
             raise Refused(Code.WRONG_DTYPE, f"push of {sent} to {key.name} (key {key.number}), which is {key.dtype}")
         each = key.width * key.dtype.itemsize + 8 if rows else key.dtype.itemsize
         most = key.size // key.width if rows else key.size - message.start
-        if not (message.start >= 0 and 0 <= message.size <= max(most, 0) and message.length == message.size * each):
+        if message.size > max(most, 0) or message.length != message.size * each:
             what = "rows" if rows else "elements"
             raise Refused(
                 Code.WRONG_LENGTH,
                 f"push of {message.length} bytes, {message.size} {what} from {message.start}, to {key.name} "
                 f"(key {key.number}), which has {key.size // (key.width if rows else 1)} {what}",
             )
-        if not 0 <= message.weight < math.inf:
-            raise Refused(Code.WRONG_LENGTH, f"push with the weight {message.weight}: expected samples, 0 or more")
 
     def gradient(self, store: Store, message: Message, body: Any) -> Array | None:
         """What was pushed, as an array like the values; zeros where nothing was pushed."""
         self.check_push(store, message)
         key, count = store.key, message.size
-        if not count:
-            return None
+        if not count:  # no row here is a gradient of zeros; no element is no gradient at all
+            return store.zeros() if message.kind == Kind.PUSH_ROWS and message.weight else None
         if message.kind == Kind.PUSH:
             if body.dtype == key.dtype and body.size == key.size:
                 return body  # received into a spare array
@@ -313,7 +313,7 @@ class Node:
 
     def room(self, source: int, message: Message) -> Array:
         """Where a long body is to be put."""
-        if self.scheduler is not None and message.kind == Kind.VALUES:
+        if self.scheduler is not None and message.kind in (Kind.VALUES, Kind.BARRIER):
             return self.scheduler.room(source, message)
         if self.server is None:
             raise Refused(Code.NO_ROLE, f"rank {self.comm.rank} is no server")
@@ -321,21 +321,24 @@ class Node:
 
     def run(self, over: Callable[[], bool]) -> None:
         """Serve until `over()`."""
+        self.post.flush()
         while not over():
-            item = self.post.receive(0)
-            if item is None:  # nothing more to do but what has gathered
-                if self.server is not None:
-                    self.server.answer()
+            # 1. Look who is dead, now and then.
+            now = self.comm.clock()
+            if now >= self._due:
+                self._due = now + self.check()
                 self.post.flush()
-                now = self.comm.clock()
-                if now >= self._due:
-                    self._due = now + self.check()
-                    self.post.flush()
                 if over():
                     break
-                item = self.post.receive(self._due - now)
-            if item is not None:
+            # 2. Handle all that has come.
+            item = self.post.receive(self._due - now)
+            while item is not None:
                 self.handle(*item)
+                item = self.post.next()
+            # 3. Answer.
+            if self.server is not None and self.server.touched:
+                self.server.answer()
+            self.post.flush()
         self.post.finish(self.heartbeat)
 
     def check(self) -> float:

@@ -65,10 +65,13 @@ class Store:
             self._old.append((self.data, self._lent))
             self.data = copy
         self._lent = []
-        for old in tuple(self._old):
-            if all(sending.done() for sending in old[1]):
-                self._old.remove(old)
-                self.give_back(old[0])
+        still = []
+        for data, readers in self._old:
+            if all(sending.done() for sending in readers):
+                self.give_back(data)
+            else:
+                still.append((data, readers))
+        self._old = still
 
     def spare(self) -> Array:
         """An array like the values, of undefined content, for a gradient that arrives."""

@@ -195,6 +195,7 @@ class ParameterServer:
         D.3(1): the parameters are the servers'.
         """
         with self.comm.step("D.3(1) initialise"):
+            self._asked = None
             self.clock = self.worker.register()
             for layer in self._layers:
                 layer.reset()
@@ -240,6 +241,8 @@ class ParameterServer:
             yield
         finally:
             self.syncing = before
+            for layer in self._layers:
+                layer.missing = len(layer.trained)
 
     def step(self) -> None:
         """D.3(4): push what backward has not pushed yet, and ask for the parameters and a share for the next clock.

@@ -197,10 +197,9 @@ class Worker:
             if request is None:
                 continue
             while request.answer is None and not self._errors:
-                if not self._take(0.0):
-                    if start is None:
-                        start = self.comm.clock()
-                    self._wait(start, request)
+                if start is None:
+                    start = self.comm.clock()
+                self._wait(start, request)
             if self._errors:
                 raise self._errors.pop(0)
             del requests[number]
