@@ -88,9 +88,6 @@ class Chain:
 
     def applied(self, store: Store, gradient: Array, made_of: list[tuple[int, int]], scale: float) -> None:
         """We have applied pushes: the others are to do so, then the workers are told."""
-        if not self.server.roles.copies:
-            self.server.acknowledge(store, made_of)
-            return
         number = self.applied_to.get(store.key.number, 0) + 1
         clock = max((store.clocks[worker] for worker, _ in made_of if worker in store.clocks), default=0)
         clock = store.clock if self.server.consistency.synchronous else clock

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import backend
 from ...backend import Array
 from ...comm import Communicator
 from .consistency import Consistency
@@ -41,6 +42,7 @@ class Server:
         shards = [(self.number - i) % roles.servers for i in range(roles.copies + 1)]
         self.stores = {key.number: make(key) for key in layout.keys if key.server in shards}
         self.chains = {shard: Chain(self, shard) for shard in shards}
+        self.headed = self._headed()
         self.touched: dict[int, None] = {}  # keys at which something has happened, since `answer`
         self.staleness: Counter[int] = Counter()  # of each gradient: how many updates the values had had meanwhile
         self.lag: Counter[int] = Counter()  # of each pull that is answered: clocks ahead of the slowest worker
@@ -56,6 +58,11 @@ class Server:
             Kind.REPLICATED: self.on_replicated,
             Kind.STOP: self.on_stop,
         }
+
+    def _headed(self) -> dict[int, Store]:
+        """The stores that it serves, as the head of their chains."""
+        heads = [self.view.chain(shard, self.roles.copies)[0] for shard in range(self.roles.servers)]
+        return {number: store for number, store in self.stores.items() if heads[store.key.server] == self.comm.rank}
 
     # -- pull -----------------------------------------------------------------------------------------------------
 
@@ -111,9 +118,8 @@ class Server:
     def on_push(self, source: int, message: Message, body: Any) -> None:
         """Take a gradient; it is acknowledged when it is in the values, and in all copies of them."""
         store = self.store(source, message)
-        chain = self.chains[store.key.server]
         if message.number <= store.seen.get(source, -1):  # sent again, after the server it was sent to had died
-            chain.acknowledge(store, source, message.number)
+            self.chains[store.key.server].acknowledge(store, source, message.number)
             return
         gradient = self.gradient(store, message, body)
         staleness = store.version - message.stamp
@@ -130,10 +136,14 @@ class Server:
     def apply(self, store: Store, gradient: Array, made_of: list[tuple[int, int]], scale: float) -> None:
         """The one place where values change: here, and then on the copies."""
         store.apply(gradient, scale)
-        store.seen.update(made_of)
+        for worker, number in made_of:
+            store.seen[worker] = number
         if self.consistency.synchronous:
             self.staleness[0] += len(made_of)
-        self.chains[store.key.server].applied(store, gradient, made_of, scale)
+        if self.roles.copies:
+            self.chains[store.key.server].applied(store, gradient, made_of, scale)
+        else:
+            self.acknowledge(store, made_of)
 
     def acknowledge(self, store: Store, made_of: list[tuple[int, int]]) -> None:
         """Pushes are in the values, on all servers that keep them."""
@@ -178,6 +188,7 @@ class Server:
             before, self.view = self.view, view
             if self.comm.rank not in view.servers:
                 raise Expelled(Code.EXPELLED, f"server {self.number} was not heard of for too long; others go on")
+            self.headed = self._headed()
             for number, store in self.stores.items():
                 self._change_workers(store, before)
                 self.touched[number] = None
@@ -202,10 +213,9 @@ class Server:
         """The run is over: tell the values, and what there was."""
         if source != self.roles.scheduler:
             raise Refused(Code.NO_ROLE, f"a stop from rank {source}, which is not the scheduler")
-        for store in self.stores.values():
-            if self.view.chain(store.key.server, self.roles.copies)[0] == self.comm.rank:
-                whole = message._replace(kind=int(Kind.PULL), key=store.key.number, size=store.key.size)
-                self._send_values(source, store, whole, None)
+        for store in self.headed.values():
+            whole = message._replace(kind=Kind.PULL, key=store.key.number, size=store.key.size)
+            self._send_values(source, store, whole, None)
         self.post.flush()
         figures = [self.post.received_bytes, self.post.sent_bytes, self.dropped, len(self.staleness), len(self.lag)]
         for histogram in (self.staleness, self.lag):
@@ -218,8 +228,8 @@ class Server:
 
     def store(self, source: int, message: Message) -> Store:
         """The store of a worker's message. Errors  Refused: no such key here, or no such worker"""
-        store = self.stores.get(message.key)
-        if store is None or self.view.chain(store.key.server, self.roles.copies)[0] != self.comm.rank:
+        store = self.headed.get(message.key)
+        if store is None:
             keys = self.layout.keys
             known = message.key < len(keys)
             where = f"it is on {keys[message.key].server}" if known else f"there are {len(keys)} keys"
@@ -290,8 +300,10 @@ class Server:
             if body.dtype == key.dtype and body.size == key.size:
                 return body  # received into a spare array
             values = body.view(key.dtype)
+            if count == key.size and isinstance(store.data, np.ndarray):
+                return values  # it lies in a parcel, which is ours
             gradient = store.spare() if count == key.size else store.zeros()
-            gradient[message.start : message.start + count] = values
+            gradient[message.start : message.start + count] = backend.to(values, backend.device_of(gradient))
             return gradient
         rows = self.rows(key, message, body)
         values = body.reshape(-1).view(np.uint8)[8 * count :].view(key.dtype).reshape(count, key.width)
@@ -308,6 +320,7 @@ class Node:
         self.post = Post(comm, self.room, heartbeat)
         self.server: Server | None = None
         self.scheduler: Any = None
+        self.handlers: dict[int, Handler] = {}
         self._beat = comm.clock()  # when it gave its last sign of life
         self._due = comm.clock()  # when to check next
 
@@ -321,6 +334,8 @@ class Node:
 
     def run(self, over: Callable[[], bool]) -> None:
         """Serve until `over()`."""
+        for role in (self.scheduler, self.server):
+            self.handlers.update({} if role is None else role.handlers)
         self.post.flush()
         while not over():
             # 1. Look who is dead, now and then.
@@ -353,16 +368,15 @@ class Node:
 
     def handle(self, source: int, message: Message, body: Any) -> None:
         """Pass a message to the handler for its kind; what is wrong with it goes back to its sender."""
-        for role in (self.server, self.scheduler):
-            handler = None if role is None else role.handlers.get(message.kind)
-            if handler is not None:
-                try:
-                    handler(source, message, body)
-                except Refused as refused:
-                    if message.kind == Kind.VIEW and isinstance(refused, Expelled):
-                        raise
-                    self.post.refuse(source, message, refused)
-                return
+        handler = self.handlers.get(message.kind)
+        if handler is not None:
+            try:
+                handler(source, message, body)
+            except Refused as refused:
+                if message.kind == Kind.VIEW and isinstance(refused, Expelled):
+                    raise
+                self.post.refuse(source, message, refused)
+            return
         if message.kind == Kind.REFUSED and message.start == Code.OVER and source == self.roles.scheduler:
             raise RunOver(Code.OVER, f"rank {self.comm.rank} was taken for dead, and the others have finished")
         if message.kind not in (Kind.REFUSED, Kind.ACK):

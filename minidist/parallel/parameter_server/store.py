@@ -82,8 +82,9 @@ class Store:
         )
 
     def give_back(self, array: Array) -> None:
-        """An array from `spare` is of no more use."""
-        self._spare.append(array)
+        """An array is of no more use: if it came from `spare`, it may come from there again."""
+        if array.base is None and array.size == self.key.size:
+            self._spare.append(array)
 
     def zeros(self) -> Array:
         array = self.spare()
