@@ -80,7 +80,7 @@ class Layer:
             asked.append((worker.pull_rows(key.number, local, into, self.ps.clock), where, into))
         worker.wait(*(number for number, _, _ in asked))
         for _, where, into in asked:
-            table[where] = backend.to(into, flat.device)
+            table[backend.to(where, flat.device)] = backend.to(into, flat.device)
         flat.changed()
 
     def _on_keys(self, rows: np.ndarray) -> Iterator[tuple[Key, np.ndarray, np.ndarray]]:
@@ -123,7 +123,11 @@ class Layer:
         if self.sparse:
             table = gradient.reshape(-1, self.keys[0].width)
             for key, local, where in self._on_keys(self.rows if self.rows is not None else np.empty(0, np.int64)):
-                self.pushes.append(worker.push_rows(key.number, local, table[where], ps.clock, weight))
+                self.pushes.append(
+                    worker.push_rows(
+                        key.number, local, table[backend.to(where, self.part.flat.device)], ps.clock, weight
+                    )
+                )
             return
         self.pushes += [
             worker.push(key.number, gradient[key.start : key.stop], ps.clock, weight=weight) for key in self.keys

@@ -105,7 +105,7 @@ class Server:
         if rows is None:
             values = store.data[message.start : message.start + message.size]
         else:
-            values = store.data.reshape(-1, store.key.width)[rows]
+            values = store.data.reshape(-1, store.key.width)[backend.to(rows, backend.device_of(store.data))]
         sent = self.post.send(
             source, Kind.VALUES, values, key=message.key, dtype=ord(store.key.dtype.char), number=message.number,
             clock=max(store.clock, message.clock), start=message.start, size=message.size, stamp=store.version,
@@ -308,7 +308,9 @@ class Server:
         rows = self.rows(key, message, body)
         values = body.reshape(-1).view(np.uint8)[8 * count :].view(key.dtype).reshape(count, key.width)
         gradient = store.zeros()
-        np.add.at(gradient.reshape(-1, key.width), rows, values)
+        device = backend.device_of(gradient)
+        add_at = backend.namespace(gradient).add.at
+        add_at(gradient.reshape(-1, key.width), backend.to(rows, device), backend.to(values, device))
         return gradient
 
 
