@@ -1,15 +1,16 @@
 """The parameter server: servers keep the parameters, workers push gradients and pull values.
 
-Read in this order: messages.py (what is said), server.py and worker.py (who says it), consistency.py (when), keys.py
+Read in this order: messages.py (what is said), node.py, server.py and worker.py (who says it), consistency.py (when), keys.py
 (who keeps what), scheduler.py and membership.py (who takes part), replication.py (copies), training.py (a model on it).
 """
 
 from .consistency import Consistency, consistency_of
 from .keys import Key, Layout, Roles, Stretch
 from .messages import Expelled, Kind, Refused, RunOver
+from .node import Node
 from .report import Report
 from .scheduler import WorkerLost
-from .server import Node, Server
+from .server import Server
 from .store import Store, add
 from .training import ParameterServer
 from .worker import Worker

@@ -23,7 +23,8 @@ class Event(NamedTuple):
 class Report:
     """One run.
 
-    staleness   of each gradient that was applied: how many updates the values had had since they were pulled
+    staleness   of each gradient that was applied: how many updates the values had had since they were pulled. (In
+                rounds 0, of each worker's part, also where it had no samples)
     lag         of each pull: how many clocks its worker was ahead of the slowest
     dropped     gradients that came after their round had closed
     waited      of each worker, seconds in which it waited for values, its share or a barrier

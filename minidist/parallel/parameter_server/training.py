@@ -37,9 +37,10 @@ from .dealing import BY_SPEED, EVEN, IN_TURN, Dealer, Share
 from .keys import Key, Layout, Roles, Stretch
 from .layer import Layer
 from .messages import Expelled, RunOver
+from .node import Node
 from .report import Report
 from .scheduler import OnMeet, OnSamples, Scheduler
-from .server import Node, Server
+from .server import Server
 from .store import OptimizerUpdate, Store, Update
 from .worker import Worker
 
