@@ -15,7 +15,7 @@ from ranks import on_ranks
 
 from minidist.comm import Communicator, simulate
 from minidist.parallel.parameter_server import Expelled, Refused, Server, Stretch, Worker
-from minidist.parallel.parameter_server import server as server_module
+from minidist.parallel.parameter_server import node as node_module
 from minidist.parallel.parameter_server.dealing import Dealer
 from minidist.parallel.parameter_server.messages import Code, Kind
 from minidist.parallel.parameter_server.post import Post
@@ -258,7 +258,7 @@ def test_a_server_that_does_as_a_worker_is_refused(kind: str, monkeypatch: pytes
         assert (total[0], of) == (2, 2)
 
     monkeypatch.setattr(ps_cases, "Server", Talking)
-    monkeypatch.setattr(server_module, "Post", Noting)
+    monkeypatch.setattr(node_module, "Post", Noting)
     run = simulate(lambda comm: by_hand(comm, work, STRETCHES, servers=2, deadline=100.0), 4)
     assert refusals == [(1, KINDS[kind], Code.NO_ROLE)]
     assert not run.results[0].report.deaths

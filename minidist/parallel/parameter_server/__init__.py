@@ -1,7 +1,8 @@
 """The parameter server: servers keep the parameters, workers push gradients and pull values.
 
-Read in this order: messages.py (what is said), node.py, server.py and worker.py (who says it), consistency.py (when), keys.py
-(who keeps what), scheduler.py and membership.py (who takes part), replication.py (copies), training.py (a model on it).
+Read in this order: messages.py (what is said), node.py, server.py and worker.py (who says it), consistency.py (when),
+keys.py (who keeps what), scheduler.py and membership.py (who takes part), replication.py (copies), training.py and
+layer.py (a model on it).
 """
 
 from .consistency import Consistency, consistency_of
