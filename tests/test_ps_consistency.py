@@ -29,7 +29,7 @@ import minidist as md
 from minidist.comm import Communicator, Network, simulate
 from minidist.nn import functional as F
 from minidist.parallel import ParameterServer, data_parallel
-from minidist.parallel.parameter_server import Stretch, Worker, consistency_of, keys
+from minidist.parallel.parameter_server import Roles, Stretch, Worker, consistency_of, keys
 from minidist.parallel.parameter_server.dealing import Dealer
 
 EPOCHS = 3
@@ -80,7 +80,12 @@ def assert_weights(model: md.nn.Module, expected: State, rtol: float = 1e-10) ->
 
 
 def roles_fit(comm: Communicator, servers: int, copies: int) -> bool:
-    return servers + (copies > 0) < comm.size
+    """Whether a worker is left. If not, that is refused."""
+    if servers + (copies > 0) < comm.size:
+        return True
+    with pytest.raises(ValueError, match="that leaves no worker"):
+        Roles(comm.size, servers, copies)
+    return False
 
 
 # -- bsp: what one rank would get -------------------------------------------------------------------------------------
@@ -112,7 +117,7 @@ def test_bsp_gives_the_weights_of_one_rank(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not roles_fit(comm, servers, copies):
-        pytest.skip("too few ranks")
+        return
     monkeypatch.setattr(keys, "BLOCK", 80)  # small pieces, so that there are some to hash
     model = network()
     ps = ParameterServer(
@@ -129,7 +134,7 @@ def test_bsp_gives_the_weights_of_one_rank(
 @on_ranks(2, 3, 4, 5, 7)
 def test_bsp_gives_what_the_ring_gives(comm: Communicator, servers: int, batch: int) -> None:
     if not roles_fit(comm, servers, 0):
-        pytest.skip("too few ranks")
+        return
     model = network()
     ps = ParameterServer(model, optimizer_of("adamw", model), comm, servers, samples=N, batch_size=batch)
     train(ps, model)
@@ -399,7 +404,7 @@ def test_sparse_embeddings_give_the_same_and_send_less(
     comm: Communicator, servers: int, sharding: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not roles_fit(comm, servers, 0):
-        pytest.skip("too few ranks")
+        return
     monkeypatch.setattr(keys, "BLOCK", 1000)
     sent = []
     expected = bag_by_numpy(OPTIMIZERS[optimizer](), 6)
@@ -610,7 +615,7 @@ def test_async_loses_nothing_and_counts_nothing_twice(
     comm: Communicator, how: str, servers: int, copies: int, sharding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not roles_fit(comm, servers, copies):
-        pytest.skip("too few ranks")
+        return
     monkeypatch.setattr(keys, "BLOCK", 300)
     first = servers + (copies > 0)
     stretches = [Stretch("a", 360, "f8", 9), Stretch("b", 1501, "f8")]  # some bodies are short, some long
