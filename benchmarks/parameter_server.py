@@ -187,6 +187,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.workers = 4 if quick else 8
     args.up_to = 8 if quick else 256  # workers
     args.steps = {"trains": 2, "sleeps": 2} if quick else {"trains": 60, "sleeps": 40}
+    args.warm_up = 1 if quick else 5  # steps of each worker, until those that deal by speed know it
     args.messages = 200 if quick else 10_000
     args.few = args.repeats or (1 if quick else 3)
     args.many = args.repeats or (1 if quick else 5)

@@ -57,7 +57,7 @@ COMPUTING = ["trains", "sleeps"]
 ALONE, BESIDE = "none", "3:3"  # rank 3, three times slower
 TARGETS = {"ssp:3": 0.8, "async": 0.8}
 NAP = 20e-3  # seconds for a share of SHARE samples
-WARM_UP = 5  # steps of each worker, until those by speed know it
+Plan = tuple[str, str, int, int]  # how it computes, beside whom, steps, and how many of them are to warm up
 
 
 def straggler_rank(args: argparse.Namespace) -> list[dict[str, Any]] | None:
@@ -70,21 +70,20 @@ def straggler_rank(args: argparse.Namespace) -> list[dict[str, Any]] | None:
         for computing in COMPUTING:
             for name in CONTENDERS[first:] + CONTENDERS[:first]:
                 for slow in (ALONE, BESIDE) if repeat % 2 == 0 else (BESIDE, ALONE):
-                    steps = args.steps[computing] + WARM_UP
-                    rates, samples, model = beside(comm, name, computing, slow, steps, train)
+                    steps = args.steps[computing] + args.warm_up
+                    plan = computing, slow, steps, args.warm_up
+                    rates, samples, model = beside(comm, name, plan, train)
                     runs.append(dict(name=name, computing=computing, slow=slow, repeat=repeat, rates=rates))
                     if comm.rank == 0:
                         check(model, name, computing, slow, samples, steps, test, states)
     return runs if comm.rank == 0 else None
 
 
-def beside(
-    comm: Communicator, name: str, computing: str, slow: str, steps: int, train: Any
-) -> tuple[list[float], int, md.nn.Module]:
+def beside(comm: Communicator, name: str, plan: Plan, train: Any) -> tuple[list[float], int, md.nn.Module]:
     """Train so many global batches; samples/s of each worker, and on rank 0 what all have trained on, and the model."""
     model, optimizer = network()
     workers = comm.size - 1
-    size = steps * workers * SHARE  # of an epoch
+    size = plan[2] * workers * SHARE  # of an epoch
     ps = md.parallel.ParameterServer(
         model,
         optimizer,
@@ -100,19 +99,20 @@ def beside(
         report = ps.serve()
         samples = 0 if report is None else sum(report.samples.values())
     else:
-        rates[comm.rank] = rate_of_worker(comm, ps, computing, slow, train)
+        rates[comm.rank] = rate_of_worker(comm, ps, plan, train)
     md.collectives.all_reduce(comm, rates)
     return rates[1:].tolist(), samples, model
 
 
-def rate_of_worker(comm: Communicator, ps: Any, computing: str, slow: str, train: Any) -> float:
-    """A worker's epoch; its samples/s since its WARM_UPth step."""
+def rate_of_worker(comm: Communicator, ps: Any, plan: Plan, train: Any) -> float:
+    """A worker's epoch; its samples/s behind the warm-up."""
+    computing, slow, _, warm_up = plan
     loader = md.data.Loader(train[0], train[1], batch_size=SHARE)
     pace = Straggler(None if slow == ALONE else slow, comm)
     ps.meet()
     done, start = 0, time.perf_counter()
     for step, (begin, size) in enumerate(ps.shares(0)):
-        if step == WARM_UP:
+        if step == warm_up:
             done, start = 0, time.perf_counter()
         if size:
             ps.zero_grad()

@@ -27,7 +27,7 @@ Data = tuple[np.ndarray, np.ndarray]
 # -- consistency ----------------------------------------------------------------------------------------------------
 
 HIDDEN, SHARE, PER_SAMPLE, FACTOR = 128, 32, 1e-3, 3.0  # SHARE: samples a worker and step; the straggler's FACTOR
-LEARNING_RATE, POINTS, GOAL = 0.5, 40, 0.9
+LEARNING_RATE, POINTS, GOAL = 0.3, 40, 0.9
 RING, EVEN_SHARES = "ring", ", even shares"
 CONTENDERS = [RING, "bsp", "ssp:1", "ssp:3", "ssp:10", f"ssp:3{EVEN_SHARES}", "async", "backup:1"]
 

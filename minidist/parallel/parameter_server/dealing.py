@@ -19,6 +19,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 EVEN, BY_SPEED, IN_TURN = "even", "by speed", "in turn"
+CATCH_UP = 0.1  # of its work, that a worker is let off for each clock that it is behind
 FASTEST = 1e12  # samples a second; more is a clock that did not move
 
 
@@ -79,8 +80,12 @@ class Dealer:
         each, extra = divmod(size, len(members))
         if self.how == EVEN or not each or any(member not in self.speed for member in members):
             return [each + (i < extra) for i in range(len(members))]  # as np.array_split
-        total = sum(self.speed[member] for member in members)
-        # At least one sample each: who has none has no speed either. What rounding leaves is the fastest's.
-        sizes = [1 + int((size - len(members)) * self.speed[member] / total) for member in members]
-        sizes[max(range(len(members)), key=lambda i: sizes[i])] += size - sum(sizes)
+        # Who is behind has less to do until it has caught up: at the bound, all would wait for it at every clock.
+        ahead = max(self._at.get(member, 0) for member in members)
+        speeds = [self.speed[member] * max(1 - CATCH_UP * (ahead - self._at.get(member, 0)), 0.5) for member in members]
+        # At least one sample each: who has none has no speed either. Then the largest fractions are rounded up.
+        exact = [(size - len(members)) * speed / sum(speeds) for speed in speeds]
+        sizes = [1 + int(share + 1e-9) for share in exact]
+        for i in sorted(range(len(members)), key=lambda i: sizes[i] - exact[i])[: size - sum(sizes)]:
+            sizes[i] += 1
         return sizes

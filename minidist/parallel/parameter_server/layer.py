@@ -21,7 +21,9 @@ class Layer:
     """A stretch of the parameters at a worker: pushed in backward, pulled before the next forward."""
 
     def __init__(self, ps: ParameterServer, part: Part, keys: list[Key], rows: bool):
-        self.ps, self.part, self.keys = ps, part, keys
+        # Not all workers begin with the same server.
+        first = ps.roles.workers.index(ps.comm.rank) % len(keys)
+        self.ps, self.part, self.keys = ps, part, keys[first:] + keys[:first]
         self.sparse = rows
         self.trained = [p for p in part.flat.parameters if p.requires_grad]
         self.reset()

@@ -32,6 +32,11 @@ class View:
         return np.array([len(self.workers), len(self.servers), *joined, *self.servers], np.int64)
 
     @staticmethod
+    def most(roles: Roles) -> int:
+        """Bytes of the longest."""
+        return 8 * (2 + 2 * len(roles.workers) + roles.servers)
+
+    @staticmethod
     def unpack(number: int, body: Any) -> View:
         """Errors  Refused: it is no view"""
         data = np.frombuffer(body, np.int64) if body is not None and len(body) % 8 == 0 else np.empty(0, np.int64)
