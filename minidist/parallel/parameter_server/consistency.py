@@ -67,9 +67,15 @@ class Synchronous(Consistency):
         self.backup, self.goes_on = backup, backup > 0
         self.name = f"backup:{backup}" if backup else "bsp"
         self.full = 0  # gradients that close a round; set by `begin`
+        self.patient = False  # whether pushes of later rounds are kept
 
-    def begin(self, workers: int) -> None:
-        """The run begins with so many. Errors  ValueError: too few"""
+    def begin(self, workers: int, copies: int = 0) -> None:
+        """The run begins with so many workers, and copies of each server. Errors  ValueError: too few workers
+
+        With copies, a new head may still be in a round that the dead one has closed, and told some workers of: these
+        push for the next already. The others send their pushes again, and close it.
+        """
+        self.patient = copies > 0
         if self.backup >= workers:
             raise ValueError(f"backup:{self.backup} with {workers} workers: none would be left to wait for")
         self.full = workers - self.backup
@@ -78,6 +84,10 @@ class Synchronous(Consistency):
         if message.clock < store.clock and self.backup:
             store.clocks[worker] = message.clock + 1
             return False
+        if message.clock > store.clock and self.patient:
+            store.early.append((worker, message, gradient))
+            self._close(store, apply)  # it is not waited for in this round any more
+            return True
         again = worker in store.open and store.open[worker][0] != message.number
         if message.clock != store.clock or again:
             said = "has been pushed to already" if again else f"is not open: {store.clock} is"
@@ -95,7 +105,10 @@ class Synchronous(Consistency):
 
     def _close(self, store: Store, apply: Apply) -> None:
         """Add up what has come, in the order of the workers (with backup: as they came); close the round when full."""
-        expected = [w for w, clock in store.clocks.items() if clock <= store.clock or w in store.open]
+        early = {worker for worker, _, _ in store.early}
+        expected = [
+            w for w, clock in store.clocks.items() if w in store.open or (clock <= store.clock and w not in early)
+        ]
         need = min(self.full, len(expected)) if self.backup else len(expected)
         order = list(store.open) if self.backup else sorted(expected)
         for worker in order[len(store.added) :]:
@@ -117,6 +130,11 @@ class Synchronous(Consistency):
         store.clock += 1
         apply(store, total, made_of, 1.0)
         store.give_back(total)
+        if store.early:
+            waiting, store.early = store.early, []
+            for worker, message, gradient in waiting:
+                if worker in store.clocks:
+                    self.push(store, worker, message, gradient, apply)
 
     def _add(self, store: Store, worker: int) -> None:
         number, weight, gradient = store.open[worker]

@@ -15,18 +15,19 @@ kind; those that a kind does not name are 0.
     DEAL         scheduler, worker      clock stamp (epoch) start size           -                       -
     BARRIER      worker, scheduler      key (label) size stamp (next epoch)      numbers (size,) f64     RELEASE
     RELEASE      scheduler, worker      start (this worker of) size (workers)    sums f64                -
-    HEARTBEAT    anyone, scheduler      clock                                    -                       -
+    HEARTBEAT    anyone, scheduler      clock                                    -                       ACK, to servers
     LEAVE        worker, scheduler      clock weight (seconds waited)            -                       ACK
     VIEW         scheduler, all         stamp (its number)                       see membership.py       ACK, of servers
-    FORWARD      server, next in chain  key number clock size weight             see replication.py      REPLICATED
-    REPLICATED   server, the one before key number                               -                       -
+    FORWARD      server, next in chain  key number clock size stamp weight       see replication.py      REPLICATED
+    REPLICATED   server, the one before key number stamp                         -                       -
     STOP         scheduler, server      -                                        -                       STATS
     STATS        server, scheduler      -                                        figures int64           -
     REFUSED      anyone                 start (a code)                           why, UTF-8              -
 
 number   counts a rank's requests; an answer has its request's
 clock    how many steps the worker has done; of VALUES and ACK, the one that the server is at
-stamp    of VALUES, the version: how many updates the values have had; of PUSH, the version the gradient was taken at
+stamp    of VALUES, the version: how many updates the values have had; of PUSH, the version the
+         gradient was taken at; between servers, the sender's view
 weight   samples behind a gradient, or seconds
 start, size  elements of the key, or rows; size 0 in a PUSH: no gradient this time
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...backend import Array
-from ...comm import Communicator
+from ...comm import Communicator, PeerEnded
 from .keys import Roles
 from .messages import NAMES, Code, Expelled, Kind, Message, Refused, RunOver
 from .post import Post
@@ -24,6 +24,7 @@ class Node:
         self.scheduler: Scheduler | None = None
         self.handlers: dict[int, Handler] = {}
         self._beat = comm.clock()  # when it gave its last sign of life
+        self._heard = comm.clock()  # when it heard of the scheduler last
         self._due = comm.clock()  # when to check next
 
     def room(self, source: int, message: Message) -> Array:
@@ -62,14 +63,20 @@ class Node:
         """Do what is due; returns after how many seconds something will be."""
         if self.scheduler is not None:
             return self.scheduler.check()
-        now = self.comm.clock()
+        now, scheduler = self.comm.clock(), self.roles.scheduler
+        if scheduler in self.comm.failed():
+            raise PeerEnded(f"rank {scheduler}, the scheduler, has died; rank {self.comm.rank} serves nobody any more")
+        if now - self._heard >= self.comm.timeout:
+            raise TimeoutError(f"rank {self.comm.rank} has not heard of the scheduler for {now - self._heard:g} s")
         if now - self._beat >= self.heartbeat:
-            self.post.send(self.roles.scheduler, Kind.HEARTBEAT)
+            self.post.send(scheduler, Kind.HEARTBEAT)
             self._beat = now
         return max(self._beat + self.heartbeat - now, 1e-3)
 
     def handle(self, source: int, message: Message, body: Any) -> None:
         """Pass a message to the handler for its kind; what is wrong with it goes back to its sender."""
+        if source == self.roles.scheduler:
+            self._heard = self.comm.clock()
         handler = self.handlers.get(message.kind)
         if handler is not None:
             try:

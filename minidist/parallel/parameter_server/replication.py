@@ -149,7 +149,7 @@ class Chain:
     def _forward(self, dest: int, store: Store, entry: Entry) -> None:
         self.server.post.send(
             dest, Kind.FORWARD, entry.pack(), key=store.key.number, number=entry.number, clock=entry.clock,
-            size=len(entry.made_of), weight=entry.scale,
+            size=len(entry.made_of), stamp=self.server.view.number, weight=entry.scale,
         )  # fmt: skip
 
     def _is_safe(self, store: Store, number: int) -> None:
@@ -170,4 +170,6 @@ class Chain:
     def _tell_before(self, store: Store, number: int) -> None:
         members = self.members()
         before = members[members.index(self.server.comm.rank) - 1]
-        self.server.post.send(before, Kind.REPLICATED, key=store.key.number, number=number)
+        self.server.post.send(
+            before, Kind.REPLICATED, key=store.key.number, number=number, stamp=self.server.view.number
+        )

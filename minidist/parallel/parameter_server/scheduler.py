@@ -107,6 +107,8 @@ class Scheduler:
 
     def _living(self) -> list[int]:
         """Ranks that are expected to give signs of life."""
+        if self.stopping is not None:
+            return [rank for rank in self.stopping if rank not in self.gone]
         waited_for = self.awaited if not self.view.number else []
         servers = [rank for rank in self.view.servers if rank >= 0]
         return [rank for rank in dict.fromkeys([*servers, *self.view.workers, *waited_for]) if rank not in self.gone]
@@ -124,7 +126,7 @@ class Scheduler:
         if rank in self.awaited:
             self.awaited.remove(rank)
         if self.stopping is not None:
-            self.stopping.discard(rank)
+            raise WorkerLost(f"server rank {rank} is lost ({how}) while it was to hand over the last values")
         if role == "worker" and not self.consistency.goes_on:
             raise WorkerLost(
                 f"worker rank {rank} is lost ({how}, at clock {self.clocks.get(rank, 0)}), and {self.consistency.name} "
@@ -153,7 +155,11 @@ class Scheduler:
         """It lives. A server that was taken for dead is told so."""
         if source in self.roles.server_ranks and source not in self.view.servers:
             self._send_view(source)
-        elif source in self.view.servers or (source in self.awaited and not self.view.number):
+        elif source in self.view.servers:
+            self.heard[source] = self.comm.clock()
+            if self.stopping is None:
+                self.post.send(source, Kind.ACK)  # so that it knows that we live
+        elif source in self.awaited and not self.view.number:
             self.heard[source] = self.comm.clock()
         else:
             self.heard_of(source, message)

@@ -21,7 +21,7 @@ from .consistency import Consistency
 from .keys import Key, Layout, Roles
 from .membership import View, first_view
 from .messages import Code, Expelled, Kind, Message, Refused
-from .post import Post
+from .post import Item, Post
 from .replication import Chain, Entry
 from .store import Store
 
@@ -43,6 +43,7 @@ class Server:
         self.stores = {key.number: make(key) for key in layout.keys if key.server in shards}
         self.chains = {shard: Chain(self, shard) for shard in shards}
         self.headed = self._headed()
+        self.early: list[Item] = []  # from servers who know a later view than we do
         self.touched: dict[int, None] = {}  # keys at which something has happened, since `answer`
         self.staleness: Counter[int] = Counter()  # of each gradient: how many updates the values had had meanwhile
         self.lag: Counter[int] = Counter()  # of each pull that is answered: clocks ahead of the slowest worker
@@ -163,6 +164,9 @@ class Server:
         store = self.stores.get(message.key)
         if store is None:
             raise Refused(Code.UNKNOWN_KEY, f"key {message.key} has no copy on server {self.number}")
+        if message.stamp > self.view.number:
+            self.early.append((source, message, body))
+            return
         entry = Entry.unpack(message, body, store)
         if self.chains[store.key.server].forwarded(source, store, entry):
             store.apply(entry.gradient, entry.scale)
@@ -176,7 +180,11 @@ class Server:
     def on_replicated(self, source: int, message: Message, body: Any) -> None:
         """All servers behind us in a chain have applied something."""
         store = self.stores.get(message.key)
-        if store is not None:
+        if store is None:
+            raise Refused(Code.UNKNOWN_KEY, f"key {message.key} has no copy on server {self.number}")
+        if message.stamp > self.view.number:
+            self.early.append((source, message, body))
+        else:
             self.chains[store.key.server].replicated(source, store, message.number)
 
     # -- who takes part -------------------------------------------------------------------------------------------
@@ -198,6 +206,9 @@ class Server:
                 chain.changed()
             for number in self.touched:
                 self.consistency.changed(self.stores[number], self.apply)
+            early, self.early = self.early, []
+            for item in early:
+                self.handlers[item[1].kind](*item)
         self.post.send(source, Kind.ACK, number=message.number, stamp=view.number)
 
     def _change_workers(self, store: Store, before: View) -> None:

@@ -37,6 +37,7 @@ class Store:
         self.clocks: dict[int, int] = {}
         self.seen: dict[int, int] = {}
         self.open: dict[int, tuple[int, float, Array]] = {}
+        self.early: list[tuple[int, Message, Array]] = []  # pushes of later rounds
         self.total: Array = None  # of the open round: the sum of the gradients so far, times 1 / the first's weight
         self.added: list[int] = []  # whose are in it
         self.waiting: list[tuple[int, Message, Any]] = []

@@ -100,7 +100,7 @@ class ParameterServer:
         workers = self.roles.workers
         synchronous = isinstance(self.consistency, Synchronous)
         if isinstance(self.consistency, Synchronous):
-            self.consistency.begin(len(workers))
+            self.consistency.begin(len(workers), copies)
         if not deadline > 0:
             raise ValueError(f"deadline={deadline}: expected seconds above 0")
         strange = sorted(set(absent) - set(workers))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ... import backend
 from ...backend import Array
-from ...comm import Communicator
+from ...comm import Communicator, PeerEnded
 from .keys import Layout, Roles
 from .membership import View, first_view
 from .messages import NAMES, Code, Kind, Message, Refused, refusal
@@ -151,6 +151,8 @@ class Worker:
     def beat(self, clock: int = 0) -> None:
         """Give a sign of life, if it is time to: for a worker that computes long."""
         now = self.comm.clock()
+        if self.roles.scheduler in self.comm.failed():
+            raise PeerEnded(f"rank {self.roles.scheduler}, the scheduler, has died; rank {self.comm.rank} works for it")
         if now - self._beat >= self.heartbeat:
             self._beat = now
             self.post.send(self.roles.scheduler, Kind.HEARTBEAT, clock=clock)
