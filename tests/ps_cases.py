@@ -90,8 +90,7 @@ def by_hand(
     deadline = deadline or comm.timeout
     roles, rank = Roles(comm.size, servers, copies), comm.rank
     layout, how = Layout(stretches, servers, sharding), consistency_of(consistency)
-    if hasattr(how, "begin"):
-        how.begin(len(roles.workers))
+    how.begin(len(roles.workers), copies)
     if rank in roles.workers:
         worker = Worker(group, roles, layout, deadline / 4)
         if registers(rank):

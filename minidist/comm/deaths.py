@@ -109,7 +109,7 @@ class Epitaph:
 
     def __init__(self, mpi: Any):
         library, version = mpi.get_vendor()
-        line = (
+        self.line = line = (
             "minidist: the launcher has ended this job. If that is because a rank has died: this MPI, "
             f"{library} {'.'.join(map(str, version))}, started as it was, ends the others then; {ULFM} lets them go on."
         )
@@ -119,7 +119,7 @@ class Epitaph:
             return
         # In a session of its own, where a launcher's signals to the ranks and their children do not reach it.
         self._child = subprocess.Popen(
-            [shell, "-c", 'read -r over || printf "%s\\n" "$0" >&2', line],
+            [shell, "-c", 'read -r over || printf "\\n%s\\n" "$0" >&2', line],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,

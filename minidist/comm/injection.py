@@ -180,7 +180,3 @@ class Injection:
             if isinstance(fault, Partition) and (source in fault.ranks) != (dest in fault.ranks):
                 return True
         return False
-
-    def excuses(self, source: int, dest: int) -> bool:
-        """Whether a receive that is still open when all is over was in vain: what is sent now would be lost."""
-        return self.gets_through(source, dest, self._scheduler.now) == math.inf

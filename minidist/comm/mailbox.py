@@ -328,7 +328,7 @@ class Mailboxes:
         """(receiver, receive) of every receive that was never waited for, though its message may have come."""
         for receiver, receives in enumerate(self.open_receives):
             for receive in receives:
-                if self.faults is None or not self.faults.excuses(receive.waits_for()[0], receiver):
+                if not (self.faults and self.faults.parted(receive.waits_for()[0], receiver)):
                     yield receiver, receive
 
     def lost(self) -> bool:

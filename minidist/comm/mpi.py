@@ -135,10 +135,8 @@ class MpiCommunicator(Communicator):
     """A communicator backed by one of MPI's."""
 
     def __init__(self, comm: MPI.Comm, endings: Endings, parent: MpiCommunicator | None = None):
-        self.rank = comm.rank
-        self.size = comm.size
-        self.mpi = comm
-        self.endings = endings
+        self.rank, self.size = comm.rank, comm.size
+        self.mpi, self.endings = comm, endings
         self.members = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
         # The host of each rank of the world, and what `stored_tuning` gave on its rank 0: filled in by open_world.
         self.world_hosts: np.ndarray = np.zeros(endings.size, np.int64) if parent is None else parent.world_hosts
@@ -265,6 +263,8 @@ class MpiCommunicator(Communicator):
 
     def explained(self, error: Exception, peers: list[int], what: object) -> Exception:
         """What to raise for an error of MPI's in a wait for the world ranks `peers`."""
+        if self.endings.epitaph is not None:
+            error.add_note(self.endings.epitaph.line)
         return error
 
     def wait_for(

@@ -10,7 +10,7 @@ import minidist as md
 from minidist.comm import Communicator
 from minidist.examples.straggler import straggler_of
 from minidist.parallel.parameter_server import Roles, consistency_of
-from minidist.parallel.parameter_server.consistency import CHOICES, Synchronous
+from minidist.parallel.parameter_server.consistency import CHOICES
 from minidist.parallel.starting import check_options
 
 OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
@@ -170,8 +170,7 @@ def problem_with_servers(args: argparse.Namespace, comm: Communicator) -> str:
         return "--" + str(error).replace("=", " ", 1)
     try:
         how = consistency_of(args.consistency or "bsp")
-        if isinstance(how, Synchronous):
-            how.begin(len(roles.workers))
+        how.begin(len(roles.workers))
     except ValueError as error:
         return f"--{error}"
     if args.deadline is not None and not args.deadline > 0:

@@ -27,8 +27,9 @@ from ...backend import Array
 from .messages import Code, Message, Refused
 from .store import Store
 
-# Apply a gradient to a store, made of these workers' pushes (worker, number), with this scale of the learning rate.
-Apply = Callable[[Store, Array, list[tuple[int, int]], float], None]
+# Apply a gradient (None: there is none, but clocks move) to a store; it is made of these pushes (worker, number); the
+# last argument scales the learning rate.
+Apply = Callable[[Store, Array | None, list[tuple[int, int]], float], None]
 CHOICES = "bsp, backup:B, ssp:S, async, async-scaled or async-dc:X"
 
 
@@ -39,6 +40,11 @@ class Consistency(ABC):
     goes_on = True  # whether the rest goes on when a worker dies
     synchronous = False  # whether workers meet in rounds, with equal shares of a global batch
     bounded = True  # whether somebody who is ahead waits for others
+    patient = False  # whether what a new head can't know yet is believed: there are copies
+
+    def begin(self, workers: int, copies: int = 0) -> None:
+        """The run begins with so many workers, and copies of each server. Errors  ValueError: too few workers"""
+        self.patient = copies > 0
 
     @abstractmethod
     def push(self, store: Store, worker: int, message: Message, gradient: Array | None, apply: Apply) -> bool:
@@ -67,15 +73,9 @@ class Synchronous(Consistency):
         self.backup, self.goes_on = backup, backup > 0
         self.name = f"backup:{backup}" if backup else "bsp"
         self.full = 0  # gradients that close a round; set by `begin`
-        self.patient = False  # whether pushes of later rounds are kept
 
     def begin(self, workers: int, copies: int = 0) -> None:
-        """The run begins with so many workers, and copies of each server. Errors  ValueError: too few workers
-
-        With copies, a new head may still be in a round that the dead one has closed, and told some workers of: these
-        push for the next already. The others send their pushes again, and close it.
-        """
-        self.patient = copies > 0
+        super().begin(workers, copies)
         if self.backup >= workers:
             raise ValueError(f"backup:{self.backup} with {workers} workers: none would be left to wait for")
         self.full = workers - self.backup
@@ -85,6 +85,7 @@ class Synchronous(Consistency):
             store.clocks[worker] = message.clock + 1
             return False
         if message.clock > store.clock and self.patient:
+            # A dead head has closed this round, and told this worker; the others send their pushes again, and close it.
             store.early.append((worker, message, gradient))
             self._close(store, apply)  # it is not waited for in this round any more
             return True
@@ -98,6 +99,8 @@ class Synchronous(Consistency):
         return True
 
     def changed(self, store: Store, apply: Apply) -> None:
+        if store.clocks and not store.open and not store.early:  # rounds that nobody takes part in any more
+            store.clock = max(store.clock, min(store.clocks.values()))
         self._close(store, apply)
 
     def ready(self, store: Store, clock: int) -> bool:
@@ -163,13 +166,15 @@ class Stale(Consistency):
         done = store.clocks[worker]
         if message.clock < done:
             raise Refused(Code.CLOSED, f"clock {message.clock} of {store.key.name} is closed: {done} is open")
-        if message.stamp > store.version:
+        if message.stamp > store.version and not self.patient:
             raise Refused(
                 Code.CLOSED,
                 f"a gradient taken at version {message.stamp} of {store.key.name}; it is at {store.version}",
             )
         store.clocks[worker] = message.clock + 1
-        if gradient is not None:
+        if gradient is None:
+            apply(store, None, [(worker, message.number)], 0.0)
+        else:
             gradient = self.corrected(store, worker, gradient)
             apply(store, gradient, [(worker, message.number)], self.scale(store.version - message.stamp))
             store.give_back(gradient)

@@ -20,7 +20,7 @@ kind; those that a kind does not name are 0.
     VIEW         scheduler, all         stamp (its number)                       see membership.py       ACK, of servers
     FORWARD      server, next in chain  key number clock size stamp weight       see replication.py      REPLICATED
     REPLICATED   server, the one before key number stamp                         -                       -
-    STOP         scheduler, server      -                                        -                       STATS
+    STOP         scheduler, server      size (1: that is all)                    -                       VALUES, STATS
     STATS        server, scheduler      -                                        figures int64           -
     REFUSED      anyone                 start (a code)                           why, UTF-8              -
 

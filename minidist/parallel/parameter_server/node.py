@@ -19,7 +19,7 @@ class Node:
 
     def __init__(self, comm: Communicator, roles: Roles, heartbeat: float):
         self.comm, self.roles, self.heartbeat = comm, roles, heartbeat
-        self.post = Post(comm, self.room, heartbeat)
+        self.post = Post(comm, self.room, heartbeat / 8)
         self.server: Server | None = None
         self.scheduler: Scheduler | None = None
         self.handlers: dict[int, Handler] = {}
@@ -41,9 +41,11 @@ class Node:
             self.handlers.update({} if role is None else role.handlers)
         self.post.flush()
         while not over():
-            # 1. Look who is dead, now and then.
+            # 1. Look who is dead, now and then; but first what they have said. (We may have stood still ourselves.)
             now = self.comm.clock()
             if now >= self._due:
+                while (item := self.post.receive(0)) is not None:
+                    self.handle(*item)
                 self._due = now + self.check()
                 self.post.flush()
                 if over():

@@ -10,7 +10,7 @@ again, to the new head, which knows the numbers of the pushes that it has.
 
 An entry is what was applied: key, a number counted up by the head, and the body
 
-    pushes (int64: count, then worker and number of each), gradient (as long as the key)
+    pushes (int64: count, then worker and number of each), gradient (as long as the key; nothing if there was none)
 
 Cost    copies · n bytes and 2 · copies messages for each update of n bytes, on top of push and acknowledgement.
         Synchronous modes forward the sum of a round, not each worker's gradient ("replication after aggregation")
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ... import backend
 from ...backend import Array
 from .messages import Code, Kind, Message, Refused
 from .store import Store
@@ -42,7 +43,7 @@ class Entry:
     clock: int  # what the workers' clocks are with it
     scale: float
     made_of: list[tuple[int, int]]  # worker and request number of each push in it
-    gradient: Array
+    gradient: Array | None
 
     @staticmethod
     def nbytes(store: Store, workers: int) -> int:
@@ -50,18 +51,20 @@ class Entry:
         return 8 + 16 * workers + store.key.size * store.key.dtype.itemsize
 
     def pack(self) -> np.ndarray:
-        head = np.array([len(self.made_of), *(x for pair in self.made_of for x in pair)], np.int64)
-        return np.concatenate([head.view(np.uint8), self.gradient.view(np.uint8)])
+        head = np.array([len(self.made_of), *(x for pair in self.made_of for x in pair)], np.int64).view(np.uint8)
+        return head if self.gradient is None else np.concatenate([head, backend.to_numpy(self.gradient).view(np.uint8)])
 
     @staticmethod
     def unpack(message: Message, body: Any, store: Store) -> Entry:
         """Errors  Refused: it is none of this key"""
         raw = np.empty(0, np.uint8) if body is None else body.reshape(-1).view(np.uint8)
         count = int(raw[:8].view(np.int64)[0]) if len(raw) >= 8 else -1
-        if not 0 <= count <= len(raw) // 16 or len(raw) != Entry.nbytes(store, count):
+        none = len(raw) == 8 + 16 * count
+        if not 0 <= count <= len(raw) // 16 or not (none or len(raw) == Entry.nbytes(store, count)):
             raise Refused(Code.WRONG_LENGTH, f"forward of {len(raw)} bytes to {store.key.name}")
         pairs = raw[8 : 8 + 16 * count].view(np.int64).reshape(count, 2).tolist()
-        gradient = raw[8 + 16 * count :].view(store.key.dtype).copy()
+        values = raw[8 + 16 * count :].view(store.key.dtype)
+        gradient = None if none else backend.to(values, backend.device_of(store.data)).copy()
         return Entry(message.number, message.clock, message.weight, [(w, n) for w, n in pairs], gradient)
 
 
@@ -86,12 +89,12 @@ class Chain:
 
     # -- at the head ----------------------------------------------------------------------------------------------
 
-    def applied(self, store: Store, gradient: Array, made_of: list[tuple[int, int]], scale: float) -> None:
+    def applied(self, store: Store, gradient: Array | None, made_of: list[tuple[int, int]], scale: float) -> None:
         """We have applied pushes: the others are to do so, then the workers are told."""
         number = self.applied_to.get(store.key.number, 0) + 1
         clock = max((store.clocks[worker] for worker, _ in made_of if worker in store.clocks), default=0)
         clock = store.clock if self.server.consistency.synchronous else clock
-        self.pass_on(store, Entry(number, clock, scale, made_of, gradient.copy()))
+        self.pass_on(store, Entry(number, clock, scale, made_of, None if gradient is None else gradient.copy()))
 
     def acknowledge(self, store: Store, worker: int, number: int) -> None:
         """A push that is in the values already was sent again."""

@@ -30,6 +30,7 @@ from .messages import Code, Expelled, Kind, Message, Refused
 from .post import Post
 from .report import Event, Report
 
+OVER = "the run is over; it ended without this rank"
 ASK = 0.1  # seconds between two questions to MPI who has died
 OnMeet = Callable[[int, np.ndarray, int], None]  # label, sums, number of workers that met
 OnSamples = Callable[[int], None]  # so many more have been trained on
@@ -76,6 +77,8 @@ class Scheduler:
         self.began = comm.clock()
         self.report = Report(consistency.name)
         self.values: list[Array] = []
+        self.figures: dict[int, np.ndarray] = {}  # of each server
+        self.told_all = False  # whether the last values and figures are here
         self.stopping: set[int] | None = None  # servers that have been told to stop, and have not yet answered
         self.handlers = {
             Kind.REGISTER: self.on_register,
@@ -107,8 +110,6 @@ class Scheduler:
 
     def _living(self) -> list[int]:
         """Ranks that are expected to give signs of life."""
-        if self.stopping is not None:
-            return [rank for rank in self.stopping if rank not in self.gone]
         waited_for = self.awaited if not self.view.number else []
         servers = [rank for rank in self.view.servers if rank >= 0]
         return [rank for rank in dict.fromkeys([*servers, *self.view.workers, *waited_for]) if rank not in self.gone]
@@ -125,8 +126,8 @@ class Scheduler:
         self.unsure.discard(rank)
         if rank in self.awaited:
             self.awaited.remove(rank)
-        if self.stopping is not None:
-            raise WorkerLost(f"server rank {rank} is lost ({how}) while it was to hand over the last values")
+        if self.told_all and self.stopping is not None:
+            self.stopping.discard(rank)
         if role == "worker" and not self.consistency.goes_on:
             raise WorkerLost(
                 f"worker rank {rank} is lost ({how}, at clock {self.clocks.get(rank, 0)}), and {self.consistency.name} "
@@ -174,7 +175,8 @@ class Scheduler:
             )
             raise Refused(Code.NO_ROLE, f"rank {source} {why}")
         if self.stopping is not None:
-            raise Refused(Code.CLOSED, "the run is over")
+            self.dead.discard(source)  # it knows now
+            raise Refused(Code.OVER, OVER)
         self.registered[source] = message.number
         self.heard[source] = self.comm.clock()
         self.gone.pop(source, None)
@@ -195,13 +197,18 @@ class Scheduler:
     def _change_view(self) -> None:
         """Step 1, unless the last view is still on its way, or the run has not begun."""
         beginning = not self.view.number
-        if not self.changes or self.unsure or (beginning and not set(self.awaited) <= self.registered.keys()):
+        if (
+            self.told_all
+            or not self.changes
+            or self.unsure
+            or (beginning and not set(self.awaited) <= self.registered.keys())
+        ):
             self._meet()
             return
         self.changes = False
         first = 0 if beginning else max([self.dealer.newest, *self.clocks.values()]) + 1
         workers = {rank: clock for rank, clock in self.view.workers.items() if rank not in self.gone}
-        for rank in sorted(self.registered):
+        for rank in sorted(self.registered.keys() - workers.keys()):
             workers[rank] = self.clocks[rank] = first
             self.heard[rank] = self.comm.clock()
             if not beginning:
@@ -236,6 +243,8 @@ class Scheduler:
                 self._deal(source, message)
         if self.changes:
             self._change_view()
+        elif self.stopping and not self.told_all:
+            self._ask_for_the_last()
         self._meet()
 
     def _send_view(self, rank: int, number: int = 0) -> None:
@@ -321,11 +330,24 @@ class Scheduler:
         """Tell the servers that it is over. `values`: of each key, where its values are to be put."""
         self.values = values
         self.report.seconds = self.comm.clock() - self.began
+        self._ask_for_the_last()
+
+    def _ask_for_the_last(self) -> None:
+        """Values and figures; again, of all, if a server has died before all have told them."""
         self.stopping = {rank for rank in self.view.servers if rank >= 0}
         for rank in self.stopping:
             self.post.send(rank, Kind.STOP)
+
+    def _end(self) -> None:
+        """All has been told: the servers may end, and say so."""
+        self.told_all = True
+        for server, figures in self.figures.items():
+            self.report.take(server, figures)
+        self.stopping = {rank for rank in self.view.servers if rank >= 0}
+        for rank in self.stopping:
+            self.post.send(rank, Kind.STOP, size=1)
         for rank in self.dead:  # should it wake up, it finds this
-            self.post.refuse(rank, None, Refused(Code.OVER, "the run is over; it ended without this rank"))
+            self.post.refuse(rank, None, Refused(Code.OVER, OVER))
 
     def on_values(self, source: int, message: Message, body: Any) -> None:
         """The last values of a key."""
@@ -351,4 +373,8 @@ class Scheduler:
         if self.stopping is None or source not in self.stopping:
             raise Refused(Code.NO_ROLE, f"figures from rank {source}, which was not asked")
         self.stopping.discard(source)
-        self.report.take(source, np.frombuffer(body, np.int64))
+        self.heard[source] = self.comm.clock()
+        if not self.told_all:
+            self.figures[source] = np.empty(0, np.int64) if body is None else np.frombuffer(body, np.int64)
+            if not self.stopping:
+                self._end()

@@ -123,22 +123,20 @@ class Server:
             self.chains[store.key.server].acknowledge(store, source, message.number)
             return
         gradient = self.gradient(store, message, body)
-        staleness = store.version - message.stamp
+        staleness = max(store.version - message.stamp, 0)
         if not self.consistency.push(store, source, message, gradient, self.apply):
             self.dropped += 1
             if gradient is not None:
                 store.give_back(gradient)
             self._acknowledge(source, store, message.number, taken=0)
-        else:
-            if gradient is None and not self.consistency.synchronous:
-                self._acknowledge(source, store, message.number)
-            elif not self.consistency.synchronous:
-                self.staleness[staleness] += 1
+        elif gradient is not None and not self.consistency.synchronous:
+            self.staleness[staleness] += 1
         self.touched[message.key] = None
 
-    def apply(self, store: Store, gradient: Array, made_of: list[tuple[int, int]], scale: float) -> None:
+    def apply(self, store: Store, gradient: Array | None, made_of: list[tuple[int, int]], scale: float) -> None:
         """The one place where values change: here, and then on the copies."""
-        store.apply(gradient, scale)
+        if gradient is not None:
+            store.apply(gradient, scale)
         for worker, number in made_of:
             store.seen[worker] = number
         if self.consistency.synchronous:
@@ -169,7 +167,8 @@ class Server:
             return
         entry = Entry.unpack(message, body, store)
         if self.chains[store.key.server].forwarded(source, store, entry):
-            store.apply(entry.gradient, entry.scale)
+            if entry.gradient is not None:
+                store.apply(entry.gradient, entry.scale)
             store.seen.update(entry.made_of)
             for worker, _ in entry.made_of:
                 if worker in store.clocks:
@@ -223,9 +222,13 @@ class Server:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def on_stop(self, source: int, message: Message, body: Any) -> None:
-        """The run is over: tell the values, and what there was."""
+        """The run is over: tell the values, and what there was; or (size 1) that has been done, and this is the end."""
         if source != self.roles.scheduler:
             raise Refused(Code.NO_ROLE, f"a stop from rank {source}, which is not the scheduler")
+        if message.size:
+            self.post.send(source, Kind.STATS)
+            self.stopped = True
+            return
         for store in self.headed.values():
             whole = message._replace(kind=Kind.PULL, key=store.key.number, size=store.key.size)
             self._send_values(source, store, whole, None)
@@ -235,7 +238,6 @@ class Server:
             for value, count in sorted(histogram.items()):
                 figures += [value, count]
         self.post.send(source, Kind.STATS, np.array(figures, np.int64), number=message.number)
-        self.stopped = True
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

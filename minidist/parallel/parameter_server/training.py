@@ -98,9 +98,8 @@ class ParameterServer:
         self.roles = Roles(comm.size, servers, copies)
         self.consistency = consistency_of(consistency)
         workers = self.roles.workers
-        synchronous = isinstance(self.consistency, Synchronous)
-        if isinstance(self.consistency, Synchronous):
-            self.consistency.begin(len(workers), copies)
+        synchronous = self.consistency.synchronous
+        self.consistency.begin(len(workers), copies)
         if not deadline > 0:
             raise ValueError(f"deadline={deadline}: expected seconds above 0")
         strange = sorted(set(absent) - set(workers))

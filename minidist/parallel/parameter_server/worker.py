@@ -10,6 +10,7 @@ that it has not answered goes to its successor, pushes with the numbers that the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Worker:
 
     def __init__(self, comm: Communicator, roles: Roles, layout: Layout, heartbeat: float):
         self.comm, self.roles, self.layout, self.heartbeat = comm, roles, layout, heartbeat
-        self.post = Post(comm, self.room, heartbeat)
+        self.post = Post(comm, self.room, heartbeat / 8)
         self.view = first_view(roles)
         self.heads = list(roles.server_ranks)  # of each shard, the rank that serves it
         self.requests: dict[int, Request] = {}
@@ -117,7 +118,7 @@ class Worker:
         """Take part, from now on (or again): returns the clock to begin with."""
         self.requests.clear()
         self._errors.clear()
-        self._registering = True
+        self._registering, self._beat = True, self.comm.clock()
         self.wait(self._ask(self.roles.scheduler, Kind.REGISTER))
         self._registering = False
         self.first = self.view.workers[self.comm.rank]
@@ -145,6 +146,7 @@ class Worker:
     def leave(self, clock: int = 0) -> None:
         """Take part no longer."""
         self.wait(*self.requests)
+        self._beat = math.inf  # no signs of life from here on
         self.wait(self._ask(self.roles.scheduler, Kind.LEAVE, clock=clock, weight=self.waited))
         self.post.finish(self.heartbeat)
 
@@ -224,8 +226,8 @@ class Worker:
                 f"rank {self.comm.rank} has waited {waited:g} s for rank {request.dest} to answer its "
                 f"{NAMES[request.said[0]]} of key {request.said[2]}, clock {request.said[5]}"
             )
-        if not self._take(min(self.heartbeat, self.comm.timeout - waited)):
-            self.beat()
+        self._take(min(self.heartbeat, self.comm.timeout - waited))
+        self.beat()
 
     def poll(self) -> None:
         """Take in what has come, without waiting."""
