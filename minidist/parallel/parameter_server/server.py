@@ -80,6 +80,10 @@ class Server:
                 f"{store.key.name} (key {message.key}), which has {store.key.size}",
             )
         store.waiting.append((source, message, rows))
+        if self.consistency.synchronous and self.consistency.patient and message.clock > store.clocks[source]:
+            # It is done with the clocks below; a dead head has told it so, of a round that is still open here.
+            store.clocks[source] = message.clock
+            self.consistency.changed(store, self.apply)
         self.touched[message.key] = None
 
     def answer(self) -> None:

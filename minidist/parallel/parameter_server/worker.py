@@ -226,7 +226,7 @@ class Worker:
                 f"rank {self.comm.rank} has waited {waited:g} s for rank {request.dest} to answer its "
                 f"{NAMES[request.said[0]]} of key {request.said[2]}, clock {request.said[5]}"
             )
-        self._take(min(self.heartbeat, self.comm.timeout - waited))
+        self._take(max(min(self.heartbeat, self.comm.timeout - waited), 1e-3))
         self.beat()
 
     def poll(self) -> None:
