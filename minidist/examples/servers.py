@@ -108,7 +108,7 @@ class Teller:
     """Rank 0's terminal, and the result."""
 
     def __init__(self, ps: ParameterServer, args: Any, comm: Communicator, device: str, samples: int):
-        self.comm, self.args, self.samples = comm, args, samples
+        self.comm, self.args, self.device, self.samples = comm, args, device, samples
         self.epoch, self.seconds, self.took, self.loss = 0, 0.0, 0.0, float("nan")
         self.since = comm.clock()
         speaks = comm.rank == 0 and not args.quiet
@@ -158,5 +158,5 @@ class Teller:
                 "samples_per_second": self.epoch * self.samples / self.seconds,
                 "train_loss": float(self.loss),
                 "test_accuracy": float(accuracy),
-                "device": "cpu",
+                "device": self.device,
             }

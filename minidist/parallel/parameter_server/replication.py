@@ -74,7 +74,6 @@ class Chain:
     def __init__(self, server: Server, shard: int):
         self.server, self.shard = server, shard
         self.applied_to: dict[int, int] = {}  # of each key: the number of its last entry here
-        self.safe: dict[int, int] = {}  # of each key: the number of the last entry that the tail has, as far as we know
         self.log: dict[int, deque[Entry]] = {}  # of each key: entries that the tail may not have yet
         self.asked: dict[int, list[tuple[int, int]]] = {}  # of each key: pushes sent again, not yet acknowledged
 
@@ -158,7 +157,6 @@ class Chain:
     def _is_safe(self, store: Store, number: int) -> None:
         """All who keep this key have it up to this entry: say so to the one before us, or to the workers."""
         key = store.key.number
-        self.safe[key] = max(self.safe.get(key, 0), number)
         log, done = self.log.get(key, deque()), []
         while log and log[0].number <= number:
             done.append(log.popleft())

@@ -64,7 +64,7 @@ class Scheduler:
         self.view = first_view(roles)
         self.awaited = [rank for rank in roles.workers if rank not in absent]  # who has to come before the run begins
         self.registered: dict[int, int] = {}  # ranks that want to take part: their request's number
-        self.gone: dict[int, float] = {}  # ranks that have left or died, and at which time
+        self.gone: set[int] = set()  # ranks that have left or died
         self.dead: set[int] = set()  # those of them that have died, and not come back
         self.heard = dict.fromkeys([*self.awaited, *roles.server_ranks], comm.clock())
         self.told = self.view.servers  # which servers live, as the workers know it
@@ -115,10 +115,10 @@ class Scheduler:
         return [rank for rank in dict.fromkeys([*servers, *self.view.workers, *waited_for]) if rank not in self.gone]
 
     def _is_dead(self, rank: int, how: str) -> None:
-        now = self.comm.clock()
+        seconds = self.comm.clock() - self.began
         role = "server" if rank in self.roles.server_ranks else "worker"
-        self.report.deaths.append(Event(rank, role, now - self.began, self.clocks.get(rank, 0), how))
-        self.gone[rank] = now
+        self.report.deaths.append(Event(rank, role, seconds, self.clocks.get(rank, 0), how))
+        self.gone.add(rank)
         self.dead.add(rank)
         self.entered.pop(rank, None)
         self.registered.pop(rank, None)
@@ -179,7 +179,7 @@ class Scheduler:
             raise Refused(Code.OVER, OVER)
         self.registered[source] = message.number
         self.heard[source] = self.comm.clock()
-        self.gone.pop(source, None)
+        self.gone.discard(source)
         self.dead.discard(source)
         self.changes = True
         self._change_view()
@@ -190,7 +190,7 @@ class Scheduler:
         self.report.waited[source] = message.weight
         self.report.clocks[source] = message.clock
         self.post.send(source, Kind.ACK, number=message.number)
-        self.gone[source] = self.comm.clock()
+        self.gone.add(source)
         self.changes = True
         self._change_view()
 

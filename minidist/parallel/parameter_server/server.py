@@ -163,11 +163,8 @@ class Server:
 
     def on_forward(self, source: int, message: Message, body: Any) -> None:
         """The server before us in a chain has applied something: so do we."""
-        store = self.stores.get(message.key)
+        store = self._copy(source, message, body)
         if store is None:
-            raise Refused(Code.UNKNOWN_KEY, f"key {message.key} has no copy on server {self.number}")
-        if message.stamp > self.view.number:
-            self.early.append((source, message, body))
             return
         entry = Entry.unpack(message, body, store)
         if self.chains[store.key.server].forwarded(source, store, entry):
@@ -182,13 +179,18 @@ class Server:
 
     def on_replicated(self, source: int, message: Message, body: Any) -> None:
         """All servers behind us in a chain have applied something."""
-        store = self.stores.get(message.key)
-        if store is None:
+        store = self._copy(source, message, body)
+        if store is not None:
+            self.chains[store.key.server].replicated(source, store, message.number)
+
+    def _copy(self, source: int, message: Message, body: Any) -> Store | None:
+        """The store of another server's message; None if that waits for a view which its sender knows already."""
+        if message.key not in self.stores:
             raise Refused(Code.UNKNOWN_KEY, f"key {message.key} has no copy on server {self.number}")
         if message.stamp > self.view.number:
             self.early.append((source, message, body))
-        else:
-            self.chains[store.key.server].replicated(source, store, message.number)
+            return None
+        return self.stores[message.key]
 
     # -- who takes part -------------------------------------------------------------------------------------------
 
