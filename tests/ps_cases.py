@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from test_data_parallel import HIDDEN, IN, OUT, gradients
 
 from minidist.comm import Communicator
 from minidist.parallel.parameter_server import Layout, Node, Report, Roles, Server, Store, Worker, add, consistency_of
@@ -123,7 +124,6 @@ def by_hand(
 
 # -- what NumPy says --------------------------------------------------------------------------------------------------
 
-IN, HIDDEN, OUT = 6, 5, 4
 N = 23  # samples: no batch size of the tests divides it
 X = np.random.default_rng(0).standard_normal((N, IN))
 LABELS = np.random.default_rng(1).integers(0, OUT, N)
@@ -133,17 +133,6 @@ def initial(seed: int = 0) -> State:
     rng = np.random.default_rng(100 + seed)
     shapes = {"0.weight": (HIDDEN, IN), "0.bias": (HIDDEN,), "2.weight": (OUT, HIDDEN), "2.bias": (OUT,)}
     return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-
-
-def gradients(w: State, x: np.ndarray, labels: np.ndarray) -> State:
-    """Of the mean cross-entropy of Linear, ReLU, Linear, by the chain rule."""
-    h = x @ w["0.weight"].T + w["0.bias"]
-    a = np.maximum(h, 0)
-    z = a @ w["2.weight"].T + w["2.bias"]
-    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    dz = (p - np.eye(OUT)[labels]) / len(x)
-    dh = (dz @ w["2.weight"]) * (h > 0)
-    return {"0.weight": dh.T @ x, "0.bias": dh.sum(0), "2.weight": dz.T @ a, "2.bias": dz.sum(0)}
 
 
 class Momentum:
