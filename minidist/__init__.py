@@ -13,6 +13,7 @@ from . import checkpoint, collectives, comm, data, nn, optim, parallel
 from .autograd import enable_grad, is_grad_enabled, no_grad
 from .backend import manual_seed
 from .creation import arange, full, ones, rand, randn, tensor, zeros
+from .mesh import Mesh
 from .ops import (
     abs,
     all,

@@ -13,8 +13,8 @@ and of a tensor: `_node` (what computed it; None for a leaf), `grad`, `_accumula
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ContextDecorator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ContextDecorator, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -58,55 +58,77 @@ is_grad_enabled = _recording.get  # a bool: whether operations are being recorde
 
 
 def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
-    """Visit the nodes behind `root`, newest first: hand each its finished gradient, pass on what it returns, free it.
-
-    Invariant: all that used a node's result are newer than the node, so when it is visited they have been, and its
-    gradient is complete. Sorting by age is a topological sort, however deep the graph.
-    """
-    token = _callbacks.set([])
-    try:
-        nodes, uses = _reachable(root)
-        for start in dict.fromkeys(node.announce() for node in nodes if node.announce is not None):
-            start(uses.keys())
-        # A leaf used once, with no gradient so far, may have it written straight into its buffer.
-        direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_room is not None}
+    """Hand every node behind `root` its gradient, let it pass on those of its inputs, and free it."""
+    with running():
+        nodes, uses = reachable(root)
+        announce(nodes, uses)
         gradients: dict[Tensor | Function, Array] = {root._node or root: seed}
         if root._node is None:
             _finish(root, gradients)
-        for node in nodes:
-            node.check_saved()
-            assert node.inputs is not None
-            if direct:
-                node.into = [
-                    x._grad_room() if need and x in direct else None
-                    for x, need in zip(node.inputs, node.needs, strict=True)
-                ]
-            dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it
-            dxs = (None,) * len(node.inputs) if dy is None else node.backward(dy)
-            if direct:
-                del node.into  # with retain_graph another backward decides anew
-            for x, need, dx in zip(node.inputs, node.needs, dxs, strict=True):
-                if not need:
-                    continue
-                key = x._node or x
-                if dx is not None:
-                    assert dx.shape == x.data.shape, f"{type(node).__name__}: gradient {dx.shape}, input {x.shape}"
-                    gradients[key] = gradients[key] + dx if key in gradients else dx
-                if key is x:
-                    uses[x] -= 1
-                    if uses[x] == 0:
-                        _finish(x, gradients)
-            if retain_graph:
-                node.put_back()
-            else:
-                node.free()
+        visit(nodes, gradients, uses, lambda node, _: node.put_back() if retain_graph else node.free())
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """A backward goes on in here; at its end what hooks and nodes have asked for by after_backward is called."""
+    token = _callbacks.set([])
+    try:
+        yield
         for callback in _callbacks.get() or ():
             callback()
     finally:
         _callbacks.reset(token)
 
 
-def _reachable(root: Tensor) -> tuple[list[Function], dict[Tensor, int]]:
+def announce(nodes: list[Function], leaves: Iterable[Tensor]) -> None:
+    """Tell those who want to know that a backward begins, which will go through these nodes to these leaves."""
+    for start in dict.fromkeys(node.announce() for node in nodes if node.announce is not None):
+        start(leaves)
+
+
+def visit(
+    nodes: list[Function],
+    gradients: dict[Tensor | Function, Array],
+    uses: dict[Tensor, int],
+    done: Callable[[Function, Array | None], None],
+) -> None:
+    """Visit nodes, newest first: take the gradient of each from `gradients`, add what it returns to its inputs'.
+
+    Invariant: all that used a node's result are newer than the node, so when it is visited they have been, and its
+    gradient is complete. Sorting by age is a topological sort, however deep the graph.
+
+    uses  how often each leaf is still to be used; when it comes to 0, the leaf's gradient is finished
+    done  called with each node and its gradient, when it has been visited
+    """
+    # A leaf used once, with no gradient so far, may have it written straight into its buffer.
+    direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_room is not None}
+    for node in nodes:
+        node.check_saved()
+        assert node.inputs is not None
+        if direct:
+            node.into = [
+                x._grad_room() if need and x in direct else None
+                for x, need in zip(node.inputs, node.needs, strict=True)
+            ]
+        dy = gradients.pop(node, None)  # None: everything that used the result returned no gradient for it
+        dxs = (None,) * len(node.inputs) if dy is None or True not in node.needs else node.backward(dy)
+        if direct:
+            del node.into  # with retain_graph another backward decides anew
+        for x, need, dx in zip(node.inputs, node.needs, dxs, strict=True):
+            if not need:
+                continue
+            key = x._node or x
+            if dx is not None:
+                assert dx.shape == x.data.shape, f"{type(node).__name__}: gradient {dx.shape}, input {x.shape}"
+                gradients[key] = gradients[key] + dx if key in gradients else dx
+            if key is x:
+                uses[x] -= 1
+                if uses[x] == 0:
+                    _finish(x, gradients)
+        done(node, dy)
+
+
+def reachable(root: Tensor) -> tuple[list[Function], dict[Tensor, int]]:
     """The nodes that `root` was computed by, newest first, and how often each leaf is used."""
     pending = [root._node] if root._node else []
     found = set(pending)
@@ -130,7 +152,7 @@ def bytes_kept(roots: list[Tensor]) -> int:
     """How much memory the graph behind these results keeps until backward: saved arrays and results, not the leaves."""
     kept: dict[int, int] = {}
     leaves: set[int] = set()
-    for node in {node for root in roots for node in _reachable(root)[0]}:
+    for node in {node for root in roots for node in reachable(root)[0]}:
         for x, need in zip(node.inputs or (), node.needs, strict=False):
             if need and x._node is None:
                 leaves.add(id(_owner(x.data)))

@@ -23,6 +23,7 @@ from .simple import (
     Softplus,
     Tanh,
 )
+from .skip import Pop, Stash
 
 __all__ = [
     "GELU",
@@ -46,6 +47,7 @@ __all__ = [
     "MultiHeadAttention",
     "MultiheadAttention",
     "Parameter",
+    "Pop",
     "RMSNorm",
     "ReLU",
     "Sequential",
@@ -53,6 +55,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Stash",
     "Tanh",
     "flatten",
     "functional",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -33,11 +33,12 @@ def clip_arrays(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     combine: Callable[[Array], Array] = lambda mine: mine,
+    uncounted: Sequence[Array] = (),
 ) -> Tensor:
     """As clip_grad_norm_, of one array or more.
 
     `combine` is given this rank's Σ |g|^p (or, for math.inf, max |g|), as an array of one number, and gives that of all
-    ranks, where each has a part of the gradients.
+    ranks, where each has a part of the gradients. `uncounted` are scaled as the others, and counted on another rank.
     """
     xp = namespace(gradients[0])
     if norm_type == math.inf:
@@ -48,6 +49,6 @@ def clip_arrays(
     if error_if_nonfinite and not bool(xp.isfinite(norm)):
         raise RuntimeError(f"the norm of the gradients is {float(norm)}: they can't be clipped")
     factor = xp.minimum(max_norm / (norm + 1e-6), 1).astype(norm.dtype)
-    for g in gradients:
+    for g in (*gradients, *uncounted):
         g *= factor
     return Tensor(norm)

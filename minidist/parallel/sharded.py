@@ -23,7 +23,7 @@ Source  Rajbhandari et al. 2020, ZeRO, sections 5 and 7, figure 1
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import backend
@@ -31,6 +31,7 @@ from ..collectives import all_gather, chunk_slice
 from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer
+from ..optim.optimizer import Part
 from .layers import Layers
 from .meter import Meter
 
@@ -57,10 +58,14 @@ class ShardedOptimizer:
         zero: int,
         algorithm: str,
         meter: Meter,
+        apart: Mapping[Part, Communicator] | None = None,
     ):
+        """`apart`: parts that other ranks than those of comm hold alike, and share out."""
         self.optimizer, self.comm, self.zero, self.algorithm, self.meter = optimizer, comm, zero, algorithm, meter
+        self.apart = apart or {}
         for part in optimizer.parts:
-            mine = chunk_slice(part.flat.size, comm.size, comm.rank)
+            among = self.apart.get(part, comm)
+            mine = chunk_slice(part.flat.size, among.size, among.rank)
             part.shard(mine.start, mine.stop)
             if zero >= 2:
                 part.own_grad = backend.empty((mine.stop - mine.start,), part.flat.dtype, part.flat.device)
@@ -87,7 +92,8 @@ class ShardedOptimizer:
             self.optimizer.update_part(part)
             if part.flat.data is not None:  # with zero=3, in `with whole()` only
                 with self.meter.waiting(), self.comm.step("D.3(4) gather parameters"):
-                    handle = all_gather(self.comm, part.flat.data, algorithm=self.algorithm, async_op=several)
+                    among = self.apart.get(part, self.comm)
+                    handle = all_gather(among, part.flat.data, algorithm=self.algorithm, async_op=several)
                     gathers.append(handle)
         with self.meter.waiting():
             for handle in gathers if several else ():
@@ -112,7 +118,7 @@ class ShardedOptimizer:
                 for name, array in state.items():
                     whole = backend.empty((part.flat.size,), array.dtype, backend.device_of(array))
                     whole[start:stop] = array
-                    part.state[name] = all_gather(self.comm, whole)
+                    part.state[name] = all_gather(self.apart.get(part, self.comm), whole)
             return self.optimizer.state_dict()
         finally:
             for part, start, stop, state in own:
