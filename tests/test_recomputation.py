@@ -21,6 +21,7 @@ from minidist.autograd import bytes_kept
 from minidist.comm import Communicator
 from minidist.nn import functional as F
 from minidist.parallel import data_parallel
+from minidist.parallel.functions import copy_to, reduce_from
 from minidist.recomputation import recompute, recompute_sequential
 from minidist.tensor import Tensor
 
@@ -293,8 +294,7 @@ def test_an_error_of_the_function_is_the_callers() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         recompute(fails, Tensor(A, requires_grad=True))
-    # And what it draws afterwards is nobody's.
-    md.rand(1)
+    assert backend._draws.get() == ()  # what is drawn from now on is nobody's
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -389,6 +389,17 @@ def test_data_parallelism_trains_as_without(comm: Communicator, zero: int, optio
         weights.append(model.state_dict())
     for name, array in weights[1].items():
         assert_allclose(array, weights[0][name], rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@on_ranks(1, 3)
+def test_communication_in_it_is_done_twice(comm: Communicator) -> None:
+    x, w = Tensor(A, requires_grad=True), Tensor(B * (comm.rank + 1), requires_grad=True)
+    y = recompute(lambda x: reduce_from(ops.exp(copy_to(x, comm) @ w), comm), x)
+    y.sum().backward()
+    each = [np.exp(A @ B * (r + 1)) for r in range(comm.size)]
+    assert_allclose(y.numpy(), sum(each))
+    assert_allclose(x.grad.numpy(), sum(e @ B.T * (r + 1) for r, e in enumerate(each)))
+    assert_allclose(w.grad.numpy(), A.T @ each[comm.rank])
 
 
 def test_a_model_that_data_parallel_returned_is_refused() -> None:
