@@ -1,8 +1,10 @@
 """The backward pass: from a result to the leaves, newest node first, without recursion.
 
-A node (`tensor.Function`) is made by every recorded operation and points to its inputs. What is needed of it here:
+A node (`tensor.Function`) is made by every recorded operation and points to those that computed its inputs, or to
+leaves; not to the inputs' arrays, of which only those stay that its backward needs. What is needed of it here:
 
-    order, inputs, needs          when it was made; its inputs; which of them want a gradient
+    order, inputs, needs          when it was made; those nodes and leaves; which of its inputs want a gradient
+    out_shape                     of its result
     backward(dy) -> dx, ...       its derivative
     announce                      None, or what to call when a backward will go through it; it returns what to call
                                   with the leaves that the backward will reach, when all such nodes know
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # Context variables and not plain globals: every simulated rank has a context of its own, as every process has.
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
+_recomputing: ContextVar[bool] = ContextVar("recomputing", default=False)
 _callbacks: ContextVar[list[Callable[[], None]] | None] = ContextVar("callbacks", default=None)
 
 
@@ -55,6 +58,7 @@ def enable_grad() -> grad_mode:
 
 
 is_grad_enabled = _recording.get  # a bool: whether operations are being recorded
+is_recomputing = _recomputing.get  # a bool: whether a forward is done over (recomputation.py)
 
 
 def run_backward(root: Tensor, seed: Array, retain_graph: bool) -> None:
@@ -117,11 +121,11 @@ def visit(
         for x, need, dx in zip(node.inputs, node.needs, dxs, strict=True):
             if not need:
                 continue
-            key = x._node or x
             if dx is not None:
-                assert dx.shape == x.data.shape, f"{type(node).__name__}: gradient {dx.shape}, input {x.shape}"
-                gradients[key] = gradients[key] + dx if key in gradients else dx
-            if key is x:
+                shape = x.data.shape if x in uses else x.out_shape
+                assert dx.shape == shape, f"{type(node).__name__}: gradient {dx.shape}, input {shape}"
+                gradients[x] = gradients[x] + dx if x in gradients else dx
+            if x in uses:
                 uses[x] -= 1
                 if uses[x] == 0:
                     _finish(x, gradients)
@@ -140,23 +144,23 @@ def reachable(root: Tensor) -> tuple[list[Function], dict[Tensor, int]]:
         for x, need in zip(node.inputs, node.needs, strict=True):
             if not need:
                 continue
-            if x._node is None:
+            if x.is_leaf:
                 uses[x] = uses.get(x, 0) + 1
-            elif x._node not in found:
-                found.add(x._node)
-                pending.append(x._node)
+            elif x not in found:
+                found.add(x)
+                pending.append(x)
     return sorted(found, key=lambda node: node.order, reverse=True), uses
 
 
 def bytes_kept(roots: list[Tensor]) -> int:
-    """How much memory the graph behind these results keeps until backward: saved arrays and results, not the leaves."""
+    """How much memory the graph behind these results keeps until backward: the arrays it saved, but for the leaves'."""
     kept: dict[int, int] = {}
     leaves: set[int] = set()
     for node in {node for root in roots for node in reachable(root)[0]}:
-        for x, need in zip(node.inputs or (), node.needs, strict=False):
-            if need and x._node is None:
+        for x in node.inputs or ():
+            if x is not None and x.is_leaf:
                 leaves.add(id(_owner(x.data)))
-        for array in (*node.saved, *(getattr(x, "data", None) for x in node.inputs or ())):
+        for array in (*node.saved, *(a for later in node.saved for a in getattr(later, "keeps", ()))):
             if hasattr(array, "nbytes") and not isinstance(array, memoryview):
                 owner = _owner(array)
                 kept[id(owner)] = owner.nbytes

@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -242,7 +243,14 @@ class Generator:
 
     def __init__(self, seed: int = 0):
         self.seed = seed
-        self.numpy = np.random.Generator(np.random.PCG64(seed))
+        self._numpy = np.random.Generator(np.random.PCG64(seed))
+
+    @property
+    def numpy(self) -> np.random.Generator:
+        """NumPy's generator, which all numbers come from."""
+        for draws in _draws.get():
+            draws.before.setdefault(self, self._numpy.bit_generator.state)
+        return self._numpy
 
     def uniform(self, low: float, high: float, shape: Shape, dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Uniform in [low, high)."""
@@ -259,8 +267,44 @@ class Generator:
         return asarray(drawn, dtype, device)
 
 
-# A context variable and not a plain global: every simulated rank has a context of its own, as every process has.
+class Draws:
+    """What a stretch of a program drew: from which generators, and what state each was in before.
+
+    default  what was the default generator
+    before   the state of each generator that was drawn from, whether the default one or another
+    """
+
+    def __init__(self) -> None:
+        self.default = default_generator()
+        self.before: dict[Generator, Any] = {}
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """The stretch is in here."""
+        token = _draws.set((*_draws.get(), self))
+        try:
+            yield
+        finally:
+            _draws.reset(token)
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """In here the same numbers are drawn once more; afterwards all generators go on from where they are now."""
+        now = {generator: generator._numpy.bit_generator.state for generator in self.before}
+        token = _generator.set(self.default)
+        for generator, state in self.before.items():
+            generator._numpy.bit_generator.state = state
+        try:
+            yield
+        finally:
+            for generator, state in now.items():
+                generator._numpy.bit_generator.state = state
+            _generator.reset(token)
+
+
+# Context variables and not plain globals: every simulated rank has a context of its own, as every process has.
 _generator: ContextVar[Generator] = ContextVar("generator")
+_draws: ContextVar[tuple[Draws, ...]] = ContextVar("draws", default=())
 
 
 def manual_seed(seed: int) -> Generator:

@@ -24,40 +24,35 @@ from .tensor import Function, Tensor
 class SplitBackward:
     """A backward from `root`: making it does the first half, `finish` the second.
 
-    parameters  the leaves whose gradients are left to the second half, with all that is computed of them alone; no
-                other leaf's
+    parameters  the leaves whose gradients are left to the second half
     """
 
     def __init__(self, root: Tensor, seed: Array, parameters: Set[Tensor]):
         self.nodes, self.uses = reachable(root)
-        # 1. Part the inputs of each node, oldest first: what flows through the layers, and what is made of parameters.
-        flowing: set[Function] = set()
+        # 1. Part the inputs of each node, oldest first: parameters (and views of them), and what flows through layers.
+        still: set[Function | Tensor] = set(parameters)
         second: dict[Function, tuple[bool, ...]] = {}
         for node in reversed(self.nodes):
             assert node.inputs is not None, "this graph was freed by an earlier backward"
-            flows = [
-                isinstance(x, Tensor) and (x._node in flowing if x._node is not None else x not in parameters)
-                for x in node.inputs
-            ]
-            if any(flows):
-                flowing.add(node)
-                second[node] = tuple([need and not flow for need, flow in zip(node.needs, flows, strict=True)])
-                node.needs = tuple([need and flow for need, flow in zip(node.needs, flows, strict=True)])
-        # 2. Visit the nodes that something flows through. Those with parameters wait, with their gradient.
+            if node.is_view and node.inputs[0] in still:
+                still.add(node)
+                continue
+            second[node] = tuple([need and x in still for x, need in zip(node.inputs, node.needs, strict=True)])
+            node.needs = tuple([need and x not in still for x, need in zip(node.inputs, node.needs, strict=True)])
+        # 2. Visit the nodes that something flows through. Those with parameters wait, with their gradients.
         self.waiting: dict[Tensor | Function, Array] = {}
 
         def keep(node: Function, dy: Array | None) -> None:
             if dy is not None and True in second[node]:
                 self.waiting[node] = dy
                 node.needs = second[node]
-                node.put_back()
             else:
                 node.free()
 
         with running():
             announce(self.nodes, self.uses.keys())
-            visit([node for node in self.nodes if node in flowing], {root._node or root: seed}, self.uses, keep)
-        self.nodes = [node for node in self.nodes if node in self.waiting or node not in flowing]
+            visit([node for node in self.nodes if node in second], {root._node or root: seed}, self.uses, keep)
+        self.nodes = [node for node in self.nodes if node in self.waiting or node in still]
 
     def finish(self) -> None:
         """The second half."""

@@ -26,7 +26,7 @@ import numpy as np
 
 from . import backend
 from .autograd import is_grad_enabled, run_backward
-from .backend import Array
+from .backend import Array, Shape
 
 Hook = Callable[["Tensor"], None]
 
@@ -231,9 +231,8 @@ class Tensor:
         """
         if not (self.is_leaf and self.requires_grad):
             raise RuntimeError("hooks on a finished gradient need a leaf that requires a gradient")
-        self._hooks = {} if self._hooks is None else self._hooks
+        hooks = self._hooks = {} if self._hooks is None else self._hooks
         key = -next(_creation_order) if last else next(_creation_order)
-        hooks = self._hooks
         hooks[key] = hook
         for after in [k for k in hooks if k < 0 < key]:
             hooks[after] = hooks.pop(after)
@@ -299,7 +298,7 @@ class Function(ABC):
         def exp(x):
             return Exp.apply(x)
 
-    inputs  what `apply` was given: tensors, arrays, numbers
+    inputs  of what `apply` was given: the nodes that computed it, and leaves; None where no gradient is wanted
     needs   for each input, whether its gradient is wanted; backward may return None (or skip the work) for the others
     saved   what forward saved; whole arrays and not views of them, so that in-place changes can be noticed
     into    during backward: for each input, None, or an array where its gradient would be kept for good; a backward
@@ -309,6 +308,7 @@ class Function(ABC):
     is_view = False  # the result shares memory with the first input
     announce: Callable[[], Callable[[Iterable[Tensor]], None]] | None = None  # see autograd.py
     bringing = False  # whether among `saved` there are functions that bring arrays back
+    is_leaf = False  # as a tensor's
 
     inputs: tuple[Any, ...] | None
     saved: tuple[Array, ...] = ()
@@ -345,7 +345,8 @@ class Function(ABC):
         if cls.is_view:
             result._version = inputs[0]._version
         if node.recording:
-            node.inputs = inputs
+            node.inputs = tuple([x._node or x if need else None for x, need in zip(inputs, node.needs, strict=True)])
+            node.out_shape = data.shape
             node.order = next(_creation_order)
             if node.saved:  # remember the version of each tensor whose very array was saved
                 ids = {id(array) for array in node.saved}
@@ -355,8 +356,7 @@ class Function(ABC):
                 brought = {id(t.data): t._bring for t in kept if t._bring is not None}
                 if brought:  # keep what brings an array back in the array's place
                     node.saved, node.bringing = tuple([brought.get(id(a), a) for a in node.saved]), True
-            result.requires_grad = True
-            result._node = node
+            result.requires_grad, result._node = True, node
         return result
 
     def check_saved(self) -> None:
@@ -383,11 +383,11 @@ class Function(ABC):
     def free(self) -> None:
         """Let go of the saved arrays and of the graph behind."""
         self.inputs = None
-        self.saved = ()
-        self.versions = ()
+        self.saved = self.packed = self.versions = ()
 
     # Set by `apply`; declared here for readers and type checkers.
     needs: tuple[bool, ...]
+    out_shape: Shape
     recording: bool
     packed: tuple[Any, ...]
     order: int

@@ -6,9 +6,11 @@ Source  Vaswani et al. 2017, section 3.2
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from .. import backend
 from ..ops import masked_fill, split
+from ..recomputation import recompute
 from ..tensor import Tensor
 from . import functional as F
 from . import init
@@ -80,7 +82,10 @@ class MultiHeadAttention(Module):
             weights = F.dropout(F.softmax(scores, -1), dropout, self.training)
             heads = weights @ v
         else:
-            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal and mask is None)
+            attend = F.scaled_dot_product_attention
+            if self.recomputed == "core":
+                attend = partial(recompute, attend)
+            heads = attend(q, k, v, mask, dropout, is_causal and mask is None)
         # 5. Put the heads side by side again, and project.
         out = self.out_proj(heads.transpose(1, 2).reshape(n, length, e))
         if weights is not None and average_attn_weights:

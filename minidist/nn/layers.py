@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import backend
+from ..autograd import is_recomputing
 from ..creation import ones, zeros
 from ..tensor import Tensor
 from . import functional as F
@@ -163,7 +164,7 @@ class BatchNorm2d(Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4:
             raise ValueError(f"BatchNorm2d: input of shape {x.shape} has {x.ndim} dims, not 4 (N, C, H, W)")
-        if self.training and self.num_batches_tracked is not None:
+        if self.training and self.num_batches_tracked is not None and not is_recomputing():
             self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if momentum is None:

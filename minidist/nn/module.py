@@ -11,6 +11,7 @@ import numpy as np
 from .. import backend
 from ..autograd import no_grad
 from ..backend import Array
+from ..recomputation import recompute
 from ..tensor import Tensor, plain
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Module(ABC):
     """
 
     training = True
+    recomputed = "none"  # what backward computes again: "none", the "core" of attention, or "all"; see recompute_
     _buffer_names: tuple[str, ...] = ()
     _pre_hooks: tuple[tuple[Callable[[Module, tuple[Any, ...]], None]], ...] = ()  # each in a tuple of its own
     _hooks: tuple[tuple[Callable[[Module, tuple[Any, ...], Any], None]], ...] = ()
@@ -78,6 +80,11 @@ class Module(ABC):
         """What calling the module does."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.recomputed == "all":
+            return recompute(self._call, *args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         for (before,) in self._pre_hooks:
             before(self, args)
         result = self.forward(*args, **kwargs)
@@ -227,6 +234,21 @@ class Module(ABC):
         """Freeze the parameters, or train them again; returns self."""
         for p in self.parameters():
             p.requires_grad_(requires_grad)
+        return self
+
+    def recompute_(self, what: str = "all") -> Module:
+        """Keep less of a forward for its backward, which computes it again (recomputation.py); returns self.
+
+        what    "all": of this module keep the arguments only. For a stack of layers say it of each.
+                "core": of each attention in it keep queries, keys and values, but not the weights, which grow with the
+                square of the length and cost little to compute again. "none": keep everything again, all through it
+        Errors  ValueError: another `what`
+        Source  Korthikanti et al. 2022, section 5: full and selective activation recomputation
+        """
+        if what not in ("none", "core", "all"):
+            raise ValueError(f"recompute_({what!r}): choose 'all', 'core' (of attention) or 'none'")
+        for module in [self] if what == "all" else self.modules():
+            module.recomputed = what
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ..autograd import no_grad
+from ..autograd import is_recomputing, no_grad
 from ..backend import Array, Shape, namespace
 from ..tensor import Function, Tensor
 from .common import same_dtype, to_float, wide
@@ -249,7 +249,12 @@ def mean_and_variance(x: Array) -> tuple[Array, Array]:
 def move_running(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Array, var: Array, n: int, momentum: float
 ) -> None:
-    """Move the running statistics, in place, towards those of a batch of n values per channel."""
+    """Move the running statistics, in place, towards those of a batch of n values per channel.
+
+    A forward that is done over for its backward moves nothing: it has.
+    """
+    if is_recomputing():
+        return
     if running_mean is not None:
         running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
     if running_var is not None:

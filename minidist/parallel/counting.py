@@ -37,11 +37,3 @@ def counted(y: Any, tell: Callable[[], Start]) -> Any:
     if isinstance(y, dict):
         return {name: counted(value, tell) for name, value in y.items()}
     return y
-
-
-def tensors_in(y: Any) -> list[Tensor]:
-    """All tensors of such a structure."""
-    if isinstance(y, Tensor):
-        return [y]
-    values = y if isinstance(y, tuple | list) else y.values() if isinstance(y, dict) else ()
-    return [tensor for value in values for tensor in tensors_in(value)]

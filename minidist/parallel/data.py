@@ -29,10 +29,11 @@ from ..comm import Communicator
 from ..nn import Module
 from ..optim import Optimizer, clip_grad_norm_
 from ..optim.clip import clip_arrays
+from ..recomputation import tensors_in
 from ..tensor import Tensor
 from .averaging import Averaging
 from .buckets import Bucket, cut, cut_by_layer, size_of_buckets
-from .counting import counted, tensors_in
+from .counting import counted
 from .layers import Layers
 from .meter import Meter
 from .reproducible import FixedBucket, Microbatches
