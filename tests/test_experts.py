@@ -82,16 +82,19 @@ def layer_of(comm: Communicator, arrays: dict[str, np.ndarray], **options: objec
     return layer
 
 
-def check(comm: Communicator, tokens: int, k: int, factor: float | None, dp: int = 1) -> None:
+def check(comm: Communicator, tokens: int, k: int, factor: float | None, dp: int = 1, device: str = "cpu") -> None:
     """Each rank has its tokens and their mean loss; the mean over ranks is weighted by how many tokens they have."""
     arrays, mesh = numbers(tokens), Mesh(comm, dp=dp, ep=comm.size // dp)
     mine = np.array_split(np.arange(tokens), comm.size)[comm.rank]
     layer = layer_of(mesh.ep, arrays, top_k=k, capacity_factor=factor, activation="silu", tokens=comm)
-    x = Tensor(arrays["x"][mine][None], requires_grad=True)
+    layer.to(device)
+    x = md.tensor(arrays["x"][mine][None], device=device, requires_grad=True)
     y = layer(x)
     assert layer.auxiliary_loss is not None
     weight = comm.size * len(mine) / tokens
-    loss = (y * Tensor(arrays["c"][mine][None])).sum() / max(len(mine), 1) + layer.auxiliary_loss * ALPHA
+    loss = (y * md.tensor(arrays["c"][mine][None], device=device)).sum() / max(
+        len(mine), 1
+    ) + layer.auxiliary_loss * ALPHA
     loss.backward(np.array(weight))
 
     expected, expected_loss, dropped = reference(arrays, k, factor, comm.size)
@@ -126,6 +129,10 @@ def test_replicas_of_the_experts(comm: Communicator) -> None:
     check(comm, 13, 2, None, dp=2)
 
 
+def test_on_a_gpu(device: str) -> None:
+    simulate(check, 2, 7, 2, 0.6, 1, device)
+
+
 def test_sends_that_wait_for_their_receives() -> None:
     simulate(check, 3, 13, 2, 1.25, network=Network(sends="rendezvous"))
 
@@ -142,6 +149,22 @@ def test_without_drops_the_result_does_not_depend_on_the_ranks() -> None:
     one, *others = (np.concatenate(simulate(program, size).results) for size in (1, 2, 3))
     for other in others:
         assert_allclose(other, one, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_bytes_are_as_the_docstring_says(size: int) -> None:
+    def program(comm: Communicator, backward: bool) -> None:
+        layer = MixtureOfExperts(64, 8, size, comm, top_k=size, capacity_factor=None)  # all choose all: it is even
+        y = layer(Tensor(np.ones((50, 64), np.float32), requires_grad=True))
+        if backward:
+            y.sum().backward()
+
+    shares = simulate(lambda comm: all_reduce(comm, np.zeros(size + 1)), size)
+    forward, whole = (simulate(program, size, backward) for backward in (False, True))
+    for rank in range(size):
+        large = 50 * 64 * 4 * (size - 1)
+        assert forward.bytes_by_rank[rank] == 2 * large + 8 * (size - 1) + shares.bytes_by_rank[rank]
+        assert whole.bytes_by_rank[rank] - forward.bytes_by_rank[rank] == 2 * large
 
 
 @on_ranks(1)

@@ -55,7 +55,7 @@ class MixtureOfExperts(Module):
     auxiliary_loss  after a forward: num_experts Σ_e f_e P_e, 1 if all is even; the caller adds a little of it to its
                     loss. f_e is e's share of the choices of all ranks of `tokens`, P_e the mean of p_e over this rank's
                     own tokens: since f has no gradient, the mean over ranks, weighted by their tokens as their losses
-                    are, is what one rank would have, and so is its gradient
+                    are, is what one rank would have, and so is its gradient. Each microbatch has one of its own
     dropped         after a forward: the share of this rank's choices that found no room
     tokens          all ranks with tokens of their own (dp, cp and ep); comm if not given
 
