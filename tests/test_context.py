@@ -52,13 +52,16 @@ def reference(
     ]
 
 
-def check(comm: Communicator, attention: Attention, length: int, causal: bool, spread: float = 1.0) -> None:
+def check(
+    comm: Communicator, attention: Attention, length: int, causal: bool, spread: float = 1.0, device: str = "cpu"
+) -> None:
     whole = sequences(length, spread=spread)
     mine = zigzag_positions(length, comm.size, comm.rank)
-    q, k, v = (Tensor(x[:, :, mine], requires_grad=True) for x in whole[:3])
+    q, k, v = (md.tensor(x[:, :, mine], device=device, requires_grad=True) for x in whole[:3])
     before = [x.numpy().copy() for x in (q, k, v)]
     y = attention(q, k, v, comm, causal=causal, scale=0.7, length=length)
-    y.backward(Tensor(whole[3][:, :, mine]))
+    y.backward(md.tensor(whole[3][:, :, mine], device=device))
+    assert y.device.startswith(device)
     got = [y.numpy(), *(x.grad.numpy() for x in (q, k, v))]
     for name, a, b in zip(("y", "dq", "dk", "dv"), got, reference(*whole, causal, 0.7), strict=True):
         assert_allclose(a, b[:, :, mine], rtol=1e-10, atol=1e-10 * np.abs(b).max(), err_msg=name)
@@ -85,6 +88,11 @@ def test_scores_too_large_for_exp(comm: Communicator) -> None:
 def test_sends_that_wait_for_their_receives(attention: Attention) -> None:
     for size in (2, 3, 4):
         simulate(check, size, attention, 13, True, network=Network(sends="rendezvous"))
+
+
+@both_ways
+def test_on_a_gpu(attention: Attention, device: str) -> None:
+    simulate(check, 2, attention, 13, True, 1.0, device)
 
 
 @on_ranks(2, 4)

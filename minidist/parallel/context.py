@@ -237,7 +237,7 @@ class RingAttention(Function):
         # 1. With our own keys and values; what they get stays here.
         own = self._block_backward(*next(trip), dy, dots, dq)
         # 2. With the others'. What they get is sent after them, added to what comes from the left, where they were
-        #    before, and which was sent while we computed. To our right neighbour's nobody on the left has added.
+        #    before, and which arrives while we compute. The first are the left neighbour's: there nothing comes yet.
         sending: Request | None = None
         for source, there in trip:
             so_far = _both(k, v, self.lengths[source], dq.dtype)

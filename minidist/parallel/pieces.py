@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 from ..backend import Array, namespace
 from ..tensor import Function, Tensor
 
@@ -41,3 +43,9 @@ def pieces(x: Tensor, dim: int, slices: Sequence[slice]) -> Tensor:
 def side_by_side(lengths: Iterable[int]) -> list[slice]:
     """Where pieces of these lengths lie, one after another."""
     return [slice(start, stop) for start, stop in pairwise(accumulate(lengths, initial=0))]
+
+
+def turned(lengths: np.ndarray) -> list[slice]:
+    """Where pieces of these lengths (rows, columns) lie, row by row, one after another: those of column 0 first."""
+    places = side_by_side(lengths.reshape(-1).tolist())
+    return [place for column in range(lengths.shape[1]) for place in places[column :: lengths.shape[1]]]
