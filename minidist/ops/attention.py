@@ -75,6 +75,7 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    drop: Array | None = None,
 ) -> Tensor:
     """softmax(scale * query @ key.T + attn_mask) @ value: each query's average of the values, weighted by likeness.
 
@@ -83,6 +84,7 @@ def scaled_dot_product_attention(
     dropout_p  the probability that a weight is dropped; also in evaluation, so pass 0 there
     is_causal  query i looks at keys 0 .. i only
     scale      1 / sqrt(E) if not given
+    drop       (..., L, S), in the place of dropout_p: the mask that the weights are multiplied by
     Errors     ValueError: shapes that do not match; a mask together with is_causal; TypeError: different dtypes
     Source     Vaswani et al. 2017, section 3.2. A query that may look nowhere gets 0, as in PyTorch
     """
@@ -101,7 +103,10 @@ def scaled_dot_product_attention(
             raise TypeError(f"scaled_dot_product_attention: attn_mask is {attn_mask.dtype}, not bool or {query.dtype}")
         if np.broadcast_shapes(attn_mask.shape, scores) != scores:
             raise ValueError(f"scaled_dot_product_attention: attn_mask {attn_mask.shape} for scores {scores}")
-    drop = dropout_mask(query.data, dropout_p, scores) if dropout_p else None
+    if drop is not None and drop.shape != scores:
+        raise ValueError(f"scaled_dot_product_attention: drop {drop.shape} for scores {scores}")
+    if drop is None and dropout_p:
+        drop = dropout_mask(query.data, dropout_p, scores)
     return Attention.apply(
         query,
         key,
