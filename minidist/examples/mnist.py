@@ -17,6 +17,7 @@ import os
 import time
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
 from minidist.data.picture import draw_partitions
+from minidist.examples.on_mesh import fit_on_mesh
 from minidist.examples.options import OPTIMIZERS, SERVERS, json_name, parse
 from minidist.examples.servers import fit_with_servers
 from minidist.examples.straggler import Straggler
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, backend.DeviceError) as error:
         problem = f"mnist: rank {comm.rank}: {error}" if comm.rank else f"mnist: {error}"
     refuse_if_any(comm, problem)
-    how = fit_with_servers if args.sync == SERVERS else fit
+    how: Any = fit_with_servers if args.sync == SERVERS else fit_on_mesh if args.on_mesh else fit
     result, state = how(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
         md.checkpoint.save(args.save, state)
@@ -89,16 +91,17 @@ def refuse_if_any(comm: Communicator, problem: str) -> None:
         md.comm.refuse(led_by_first, problem)
 
 
-def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial: Any) -> md.nn.Module:
+def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial: Any) -> md.nn.Sequential:
     """The network, with the data's number of inputs and classes."""
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(f"training images have {train[0].shape[1]} pixels, test images {test[0].shape[1]}")
     classes = int(max(train[1].max(), test[1].max())) + 1
     md.manual_seed(args.seed)
     # D.3(1) Initialise the parameters: every rank draws the same ones (and data_parallel makes sure of it).
-    model = md.nn.Sequential(
-        md.nn.Linear(train[0].shape[1], args.hidden), md.nn.ReLU(), md.nn.Linear(args.hidden, classes)
-    ).to(device, args.dtype)
+    widths = [train[0].shape[1], *args.hidden, classes]
+    layers = [layer for a, b in pairwise(widths) for layer in (md.nn.Linear(a, b), md.nn.ReLU())]
+    model = md.nn.Sequential(*layers[:-1])
+    model.to(device, args.dtype)
     if initial is not None:
         try:
             model.load_state_dict(initial)

@@ -9,13 +9,16 @@ from typing import Any
 import minidist as md
 from minidist.comm import Communicator
 from minidist.examples.straggler import straggler_of
+from minidist.mesh import AXES, check_shape
 from minidist.parallel.parameter_server import Roles, consistency_of
 from minidist.parallel.parameter_server.consistency import CHOICES
-from minidist.parallel.starting import check_options
+from minidist.parallel.schedules import SCHEDULES
+from minidist.parallel.starting import check_algorithm, check_options
 
 OPTIMIZERS = {"adam": md.optim.Adam, "adamw": md.optim.AdamW, "sgd": md.optim.SGD}
 MICROBATCHES = 8  # of --reproducible
 SERVERS = "parameter-server"
+MESH: dict[str, Any] = {"dp": 1, "pp": 1, "tp": 1, "schedule": "1f1b", "chunks": 1, "cut": "bytes"}
 DEFAULTS = {"servers": 1, "consistency": "bsp", "copies": 0, "sharding": "range", "deadline": 30.0}  # of its options
 
 
@@ -38,7 +41,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--batch-size", type=int, default=128, metavar="N", help="samples a step, of all ranks together (%(default)s)")
     add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (%(default)s)")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="(%(default)s)")
-    add("--hidden", type=int, default=1024, metavar="N", help="width of the hidden layer (%(default)s)")
+    add("--hidden", type=_widths, default=[1024], metavar="N", help="width of the hidden layer, or of several (1024)")
     add("--seed", type=int, default=0, metavar="N", help="of initial weights and shuffling (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
@@ -73,6 +76,16 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
 
     add("--straggler", metavar="RANK:FACTOR", help="this rank runs FACTOR times slower, say 2:3.0 (off)")
 
+    add = parser.add_argument_group("a mesh of ranks: dp × pp × tp of them (M.1, M.2)").add_argument
+    add("--dp", type=int, metavar="N", help="ranks that share out every batch (all ranks; 1 with --pp or --tp)")
+    add("--pp", type=int, metavar="N", help="ranks that share out the layers, one stage after another (1)")
+    add("--tp", type=int, metavar="N", help="ranks that share out the inside of every layer (1)")
+    add("--schedule", choices=list(SCHEDULES), help="of the pipeline's microbatches (1f1b)")
+    add("--microbatches", type=int, metavar="M", help="into how many a rank's share is cut (4 with --pp, else 1)")
+    add("--chunks", type=int, metavar="V", help="stages of each rank, with interleaved and breadth-first (1)")
+    add("--cut", type=_cut, metavar="HOW",
+        help="where stages begin: by bytes of parameters, by time (measured), or layers' numbers (bytes)")  # fmt: skip
+
     add = parser.add_argument_group("with --sync parameter-server").add_argument
     add("--servers", type=int, metavar="N", help="the first N ranks are servers, the others workers (1)")
     add("--consistency", metavar="HOW", help=f"{CHOICES} (bsp)")
@@ -95,19 +108,41 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     args.sync = args.sync or "ring"
     for name, value in DEFAULTS.items():
         setattr(args, name, getattr(args, name) or value)
+    args.on_mesh = on_mesh(args)
+    for name, value in {**MESH, "microbatches": 4 if (args.pp or 1) > 1 else 1}.items():
+        setattr(args, name, getattr(args, name) or value)
     return args
+
+
+def _widths(text: str) -> list[int]:
+    """128,64 as [128, 64]."""
+    return [int(width) for width in text.split(",")]
+
+
+def _cut(text: str) -> str | list[int]:
+    return text if text in ("bytes", "time") else [int(stop) for stop in text.split(",")]
+
+
+def on_mesh(args: argparse.Namespace) -> bool:
+    """Whether the layers are on several ranks."""
+    return (args.pp or 1) > 1 or (args.tp or 1) > 1
 
 
 def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
     """What is wrong with these options; "" if nothing is."""
-    for name in ("epochs", "hidden", "batch_size", "accumulate", "local_sgd", "diloco"):
+    for name in ("epochs", "batch_size", "accumulate", "local_sgd", "diloco", "microbatches", "chunks"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             return f"{option(name)} {getattr(args, name)}: must be at least 1"
+    if min(args.hidden) < 1:
+        return f"--hidden {','.join(map(str, args.hidden))}: must be at least 1"
     for name in ("lr", "clip", "bucket_mb", "comm_timeout"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             return f"{option(name)} {getattr(args, name)}: must be more than 0"
     if args.seed < 0:
         return f"--seed {args.seed}: must not be negative"
+    problem = problem_with_mesh(args, comm)
+    if problem or on_mesh(args):
+        return problem
     if args.batch_size < comm.size:
         return f"--batch-size {args.batch_size}: less than the {comm.size} ranks, so some would have no sample"
     if args.partition_picture and not args.partition_picture.endswith((".svg", ".png", ".pdf")):
@@ -156,6 +191,39 @@ def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
             return "--partition hierarchical with --reproducible: it depends on the ranks of each host"
         if args.partition_picture:
             return "--partition-picture with --reproducible: microbatches are dealt, not ranks' shares"
+    return ""
+
+
+def problem_with_mesh(args: argparse.Namespace, comm: Communicator) -> str:
+    """What is wrong with the axes, and the options that belong to them."""
+    axes = {name: getattr(args, name) for name in ("dp", "pp", "tp") if getattr(args, name) is not None}
+    if not axes:
+        given = [option(name) for name in (*MESH, "microbatches") if getattr(args, name)]
+        return f"{given[0]} needs --pp or --tp" if given else ""
+    try:
+        check_shape(comm.size, **{**dict.fromkeys(AXES, 1), **axes})
+    except ValueError as error:
+        return re.sub(r"\b(dp|pp|tp)=", r"--\1 ", str(error))
+    if not on_mesh(args):
+        return ""
+    try:
+        schedule = SCHEDULES[args.schedule or "1f1b"]
+        list(schedule(0, axes.get("pp", 1), args.microbatches or 4, args.chunks or 1))
+        check_algorithm(args.sync or "ring", *(("reduce_scatter", "all_gather") if args.zero else ("all_reduce",)))
+    except (KeyError, ValueError) as error:
+        return f"--pp {axes.get('pp', 1)}: {error}"
+    if args.zero == 3:
+        return "--zero 3 with --pp or --tp: choose 0, 1 or 2"
+    unfit = ("compress", "bucket_mb", "local_sgd", "diloco", "reproducible", "partition_picture", "straggler")
+    for name in unfit:
+        if getattr(args, name):
+            return f"{option(name)} {getattr(args, name)} with --pp or --tp: it is for ranks that have the whole model"
+    if args.sync == SERVERS or args.accumulate > 1 or args.partition != "uniform":
+        what = f"--sync {SERVERS}" if args.sync == SERVERS else "--accumulate" if args.accumulate > 1 else "--partition"
+        instead = " (there --microbatches cuts a share)" if what == "--accumulate" else ""
+        return f"{what} with --pp or --tp: it is for ranks that have the whole model{instead}"
+    if args.batch_size < axes.get("dp", 1):
+        return f"--batch-size {args.batch_size}: less than --dp {axes['dp']}, so some ranks would have no sample"
     return ""
 
 
