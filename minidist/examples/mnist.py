@@ -27,6 +27,7 @@ import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
 from minidist.data.picture import draw_partitions
+from minidist.examples.branches import fit_with_branches
 from minidist.examples.options import OPTIMIZERS, SERVERS, json_name, parse
 from minidist.examples.servers import fit_with_servers
 from minidist.examples.straggler import Straggler
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, backend.DeviceError) as error:
         problem = f"mnist: rank {comm.rank}: {error}" if comm.rank else f"mnist: {error}"
     refuse_if_any(comm, problem)
-    how = fit_with_servers if args.sync == SERVERS else fit
+    how = fit_with_branches if args.branches else fit_with_servers if args.sync == SERVERS else fit
     result, state = how(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
         md.checkpoint.save(args.save, state)

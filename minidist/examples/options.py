@@ -73,6 +73,11 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
 
     add("--straggler", metavar="RANK:FACTOR", help="this rank runs FACTOR times slower, say 2:3.0 (off)")
 
+    add = parser.add_argument_group("parts of the network on different ranks (M.1)").add_argument
+    add("--branches", type=int, metavar="N",
+        help="by module: the hidden layer in N towers, each on one rank; their logits add up to those of the "
+        "same network (off)")  # fmt: skip
+
     add = parser.add_argument_group("with --sync parameter-server").add_argument
     add("--servers", type=int, metavar="N", help="the first N ranks are servers, the others workers (1)")
     add("--consistency", metavar="HOW", help=f"{CHOICES} (bsp)")
@@ -100,7 +105,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
 
 def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
     """What is wrong with these options; "" if nothing is."""
-    for name in ("epochs", "hidden", "batch_size", "accumulate", "local_sgd", "diloco"):
+    for name in ("epochs", "hidden", "batch_size", "accumulate", "local_sgd", "diloco", "branches"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             return f"{option(name)} {getattr(args, name)}: must be at least 1"
     for name in ("lr", "clip", "bucket_mb", "comm_timeout"):
@@ -123,8 +128,8 @@ def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
             return f"--{error}"
         if slow >= comm.size:
             return f"--straggler {args.straggler}: the ranks are 0 to {comm.size - 1}"
-    problem = problem_with_servers(args, comm)
-    if problem or args.sync == SERVERS:
+    problem = problem_with_branches(args) if args.branches else problem_with_servers(args, comm)
+    if problem or args.branches or args.sync == SERVERS:
         return problem
     # What does not go together. First what data_parallel itself refuses, in the command line's words.
     bucket_bytes = None if args.bucket_mb is None else max(1, int(args.bucket_mb * 1e6))
@@ -185,6 +190,20 @@ def problem_with_servers(args: argparse.Namespace, comm: Communicator) -> str:
             return f"{option(name)} {getattr(args, name)} with --sync {SERVERS}: it is for ranks that all-reduce"
     if args.partition != "uniform":
         return f"--partition {args.partition} with --sync {SERVERS}: its scheduler deals the samples, uniformly"
+    return ""
+
+
+def problem_with_branches(args: argparse.Namespace) -> str:
+    """What does not go with --branches."""
+    if args.branches > args.hidden:
+        return f"--branches {args.branches}: the hidden layer has only --hidden {args.hidden} neurons to share out"
+    unfit = ("sync", "zero", "compress", "bucket_mb", "local_sgd", "diloco", "reproducible", "straggler",
+             "partition_picture", *DEFAULTS, "even_shares")  # fmt: skip
+    for name in unfit:
+        if getattr(args, name):
+            return f"{option(name)} {getattr(args, name)} with --branches: that is for ranks with a whole network each"
+    if args.partition != "uniform":
+        return f"--partition {args.partition} with --branches: every rank sees all samples"
     return ""
 
 
