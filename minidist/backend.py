@@ -319,3 +319,13 @@ def default_generator() -> Generator:
         return _generator.get()
     except LookupError:
         return manual_seed(0)
+
+
+@contextmanager
+def drawing_from(generator: Generator) -> Iterator[None]:
+    """Within it `generator` is this rank's default one."""
+    token = _generator.set(generator)
+    try:
+        yield
+    finally:
+        _generator.reset(token)

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused(data: Path, words: str) -> None:  # noqa: 
         "--pp 2 --chunks 2": "--pp 2: num_chunks=2: 1f1b has one chunk a rank",
         "--pp 2 --zero 3": "--zero 3 with --pp or --tp: choose 0, 1 or 2",
         "--tp 2 --compress fp16": "--compress fp16 with --pp or --tp",
-        "--tp 2 --accumulate 2": "--accumulate with --pp or --tp: it is for ranks that have the whole model (there --mi",
+        "--tp 2 --accumulate 2": "ranks that have the whole model (there --microbatches cuts a share)",
     }.items(),
 )
 def test_and_what_does_not_go_together(data: Path, words: str, message: str) -> None:  # noqa: F811

@@ -28,6 +28,7 @@ import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
 from minidist.data.picture import draw_partitions
+from minidist.examples.branches import fit_with_branches
 from minidist.examples.on_mesh import fit_on_mesh
 from minidist.examples.options import OPTIMIZERS, SERVERS, json_name, parse
 from minidist.examples.servers import fit_with_servers
@@ -54,7 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError, backend.DeviceError) as error:
         problem = f"mnist: rank {comm.rank}: {error}" if comm.rank else f"mnist: {error}"
     refuse_if_any(comm, problem)
-    how: Any = fit_with_servers if args.sync == SERVERS else fit_on_mesh if args.on_mesh else fit
+    how: Any = fit_with_servers if args.sync == SERVERS else fit
+    if args.on_mesh or args.branches:
+        how = fit_on_mesh if args.on_mesh else fit_with_branches
     result, state = how(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
         md.checkpoint.save(args.save, state)

@@ -76,7 +76,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
 
     add("--straggler", metavar="RANK:FACTOR", help="this rank runs FACTOR times slower, say 2:3.0 (off)")
 
-    add = parser.add_argument_group("a mesh of ranks: dp × pp × tp of them (M.1, M.2)").add_argument
+    add = parser.add_argument_group("parts of the network on different ranks (M.1, M.2)").add_argument
     add("--dp", type=int, metavar="N", help="ranks that share out every batch (all ranks; 1 with --pp or --tp)")
     add("--pp", type=int, metavar="N", help="ranks that share out the layers, one stage after another (1)")
     add("--tp", type=int, metavar="N", help="ranks that share out the inside of every layer (1)")
@@ -85,6 +85,9 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--chunks", type=int, metavar="V", help="stages of each rank, with interleaved and breadth-first (1)")
     add("--cut", type=_cut, metavar="HOW",
         help="where stages begin: by bytes of parameters, by time (measured), or layers' numbers (bytes)")  # fmt: skip
+    add("--branches", type=int, metavar="N",
+        help="by module: the hidden layer in N towers, each on one rank; their logits add up to those of the "
+        "same network (off)")  # fmt: skip
 
     add = parser.add_argument_group("with --sync parameter-server").add_argument
     add("--servers", type=int, metavar="N", help="the first N ranks are servers, the others workers (1)")
@@ -130,7 +133,8 @@ def on_mesh(args: argparse.Namespace) -> bool:
 
 def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
     """What is wrong with these options; "" if nothing is."""
-    for name in ("epochs", "batch_size", "accumulate", "local_sgd", "diloco", "microbatches", "chunks"):
+    counts = ("epochs", "batch_size", "accumulate", "local_sgd", "diloco", "microbatches", "chunks", "branches")
+    for name in counts:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             return f"{option(name)} {getattr(args, name)}: must be at least 1"
     if min(args.hidden) < 1:
@@ -158,8 +162,8 @@ def problem_of(args: argparse.Namespace, comm: Communicator) -> str:
             return f"--{error}"
         if slow >= comm.size:
             return f"--straggler {args.straggler}: the ranks are 0 to {comm.size - 1}"
-    problem = problem_with_servers(args, comm)
-    if problem or args.sync == SERVERS:
+    problem = problem_with_branches(args) if args.branches else problem_with_servers(args, comm)
+    if problem or args.branches or args.sync == SERVERS:
         return problem
     # What does not go together. First what data_parallel itself refuses, in the command line's words.
     bucket_bytes = None if args.bucket_mb is None else max(1, int(args.bucket_mb * 1e6))
@@ -215,7 +219,7 @@ def problem_with_mesh(args: argparse.Namespace, comm: Communicator) -> str:
     if args.zero == 3:
         return "--zero 3 with --pp or --tp: choose 0, 1 or 2"
     unfit = ("compress", "bucket_mb", "local_sgd", "diloco", "reproducible", "partition_picture", "straggler")
-    for name in unfit:
+    for name in (*unfit, "branches"):
         if getattr(args, name):
             return f"{option(name)} {getattr(args, name)} with --pp or --tp: it is for ranks that have the whole model"
     if args.sync == SERVERS or args.accumulate > 1 or args.partition != "uniform":
@@ -253,6 +257,22 @@ def problem_with_servers(args: argparse.Namespace, comm: Communicator) -> str:
             return f"{option(name)} {getattr(args, name)} with --sync {SERVERS}: it is for ranks that all-reduce"
     if args.partition != "uniform":
         return f"--partition {args.partition} with --sync {SERVERS}: its scheduler deals the samples, uniformly"
+    return ""
+
+
+def problem_with_branches(args: argparse.Namespace) -> str:
+    """What does not go with --branches."""
+    if len(args.hidden) > 1:
+        return f"--branches {args.branches} with {len(args.hidden)} hidden layers: it shares out the neurons of one"
+    if args.branches > args.hidden[0]:
+        return f"--branches {args.branches}: the hidden layer has only --hidden {args.hidden[0]} neurons to share out"
+    unfit = ("sync", "zero", "compress", "bucket_mb", "local_sgd", "diloco", "reproducible", "straggler",
+             "partition_picture", *DEFAULTS, "even_shares")  # fmt: skip
+    for name in unfit:
+        if getattr(args, name):
+            return f"{option(name)} {getattr(args, name)} with --branches: that is for ranks with a whole network each"
+    if args.partition != "uniform":
+        return f"--partition {args.partition} with --branches: every rank sees all samples"
     return ""
 
 

@@ -100,7 +100,7 @@ class Post:
 def header_of(array: Array) -> np.ndarray:
     """(dtype, number of dims, dims, 0, …) as int64."""
     if array.ndim > MOST_DIMS or array.dtype.name not in DTYPES:
-        raise TypeError(f"an array of {array.dtype} and {array.ndim} dims can't go from stage to stage")
+        raise TypeError(f"an array of {array.dtype} and {array.ndim} dims can't go from rank to rank")
     dims = [*array.shape, *[0] * (MOST_DIMS - array.ndim)]
     return np.array([DTYPES.index(array.dtype.name), array.ndim, *dims], np.int64)
 

@@ -45,6 +45,26 @@ def joined(array: Array, split: Split, comm: Communicator) -> Array:
     return np.ascontiguousarray(whole.swapaxes(0, split.dim))
 
 
+def own_state(module: Module) -> dict[str, np.ndarray]:
+    """This rank's state, in host memory; what is split is put together, by all ranks that have a part."""
+    splits = splits_of(module)
+    own = {}
+    for name, tensor in module._named_state(True, True):
+        split = splits.get(tensor) if isinstance(tensor, Parameter) else None
+        own[name] = np.array(backend.to_numpy(tensor.data)) if split is None else joined(tensor.data, *split)
+    return own
+
+
+def handed_round(own: Mapping[str, np.ndarray], comm: Communicator, layout: list[tuple[str, int]]) -> dict[str, Any]:
+    """Arrays by name, each from the rank in comm that has it, on every rank. Every rank calls it."""
+    state = {}
+    for name, rank in layout:
+        here = rank == comm.rank
+        header = broadcast(comm, header_of(own[name]) if here else np.empty(HEADER, np.int64), rank)
+        state[name] = broadcast(comm, own[name] if here else np.empty(*read_header(header)), rank)
+    return state
+
+
 def gather_state(module: Module, comm: Communicator, layout: list[tuple[str, int]]) -> dict[str, np.ndarray]:
     """The whole state, on every rank: arrays in host memory, by the names of one rank. Every rank calls it.
 
@@ -53,17 +73,7 @@ def gather_state(module: Module, comm: Communicator, layout: list[tuple[str, int
 
     Cost    the model's bytes, for each rank
     """
-    splits = splits_of(module)
-    own = {}
-    for name, tensor in module._named_state(True, True):
-        split = splits.get(tensor) if isinstance(tensor, Parameter) else None
-        own[name] = np.array(backend.to_numpy(tensor.data)) if split is None else joined(tensor.data, *split)
-    state = {}
-    for name, rank in layout:
-        here = rank == comm.rank
-        header = broadcast(comm, header_of(own[name]) if here else np.empty(HEADER, np.int64), rank)
-        state[name] = broadcast(comm, own[name] if here else np.empty(*read_header(header)), rank)
-    return state
+    return handed_round(own_state(module), comm, layout)
 
 
 def load_state(module: Module, state: Mapping[str, Any]) -> None:
