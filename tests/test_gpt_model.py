@@ -6,17 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gradcheck import gradcheck
 from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
 
 import minidist as md
+from minidist.autograd import bytes_kept
 from minidist.backend import Generator
 from minidist.collectives import all_reduce
 from minidist.comm import Communicator
 from minidist.examples.gpt import GPT, GPTConfig, generate
-from minidist.examples.gpt.rotary import RotaryPositions
+from minidist.examples.gpt.model import Experts
+from minidist.examples.gpt.rotary import rotary
 from minidist.mesh import Mesh
 from minidist.parallel.tensor import vocab_parallel_cross_entropy
+from minidist.parallel.whole import splits_of
 from minidist.parallel.zigzag import zigzag_take
 
 SMALL = dict(vocab_size=61, context=16, layers=2, heads=3, width=24)
@@ -172,17 +176,42 @@ def test_a_token_sees_none_that_come_later(positions: str, mlp: str) -> None:
 
 
 def test_rotary_scores_depend_on_the_distance_only() -> None:
-    turn = RotaryPositions(6)
-    q, k = (np.random.default_rng(i).normal(size=6) for i in range(2))
+    qkv = np.random.default_rng(0).normal(size=(1, 1, 3 * 2 * 6))  # of two heads
 
-    def score(i: int, j: int) -> float:
-        a, b = (turn(md.Tensor(x[None]), np.array([at])).numpy()[0] for x, at in ((q, i), (k, j)))
-        return float(a @ b)
+    def parts(at: int) -> np.ndarray:
+        return rotary(md.Tensor(qkv), 2, np.array([at])).numpy().reshape(3, 2, 6)
 
-    assert score(7, 3) == pytest.approx(score(104, 100))
-    assert score(7, 3) != pytest.approx(score(8, 3))
-    with pytest.raises(ValueError, match="heads of 5"):
-        RotaryPositions(5)
+    def score(i: int, j: int) -> list[float]:
+        return (parts(i)[0] * parts(j)[1]).sum(axis=-1)
+
+    assert_allclose(score(7, 3), score(104, 100))
+    assert (np.abs(score(7, 3) - score(8, 3)) > 1e-3).all()
+    assert_array_equal(parts(5)[2], qkv.reshape(3, 2, 6)[2])  # values stand nowhere
+
+
+def test_the_gradient_of_rotary() -> None:
+    qkv = np.random.default_rng(0).normal(size=(2, 3, 3 * 2 * 4))
+    gradcheck(lambda x: rotary(x, 2, np.array([0, 3, 40])), qkv)
+    with pytest.raises(ValueError, match="heads of 3"):
+        rotary(md.Tensor(qkv[:, :, :18]), 2, np.arange(3))
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.2}, {"experts": 3, "positions": "rotary"}], ids=["dropout", "moe"])
+def test_recomputed_gradients_are_the_same_and_less_is_kept(options: dict[str, Any]) -> None:
+    batch, kept, found = windows(2, 17), [], []
+    for how in (None, "selective", "whole"):
+        model = gpt(recompute=how, **options)
+        loss = vocab_parallel_cross_entropy(model(md.Tensor(batch[:, :-1])), md.Tensor(batch[:, 1:]), model.mesh.tp)
+        for module in model.modules():
+            if isinstance(module, Experts):
+                loss = loss + module.auxiliary_loss
+        kept.append(bytes_kept([loss]))
+        loss.backward()
+        found.append({name: p.grad.numpy() for name, p in model.named_parameters()})
+    assert kept[0] > kept[1] > 2 * kept[2]
+    for other in found[1:]:
+        for name, expected in found[0].items():
+            assert_array_equal(other[name], expected, err_msg=name)
 
 
 def test_dropout_is_for_training_only_and_repeats_by_seed() -> None:
@@ -213,6 +242,7 @@ def test_attention_with_dropout_is_the_fused_one_where_nothing_is_dropped() -> N
         ({"layers": 0}, "layers 0"),
         ({"hidden": 0}, "hidden 0"),
         ({"experts": -1}, "experts -1"),
+        ({"experts": 2, "mlp": "swiglu"}, "experts 2 with mlp 'swiglu'"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"positions": "sine"}, "positions 'sine': choose learned, rotary"),
         ({"mlp": "relu"}, "mlp 'relu': choose gelu, swiglu"),
@@ -242,34 +272,34 @@ MESHES = {1: [{}], 2: [{"tp": 2}, {"cp": 2}], 4: [{"tp": 4}, {"tp": 2, "cp": 2}]
         {},
         {"positions": "rotary", "mlp": "swiglu", "context_parallel": "ulysses"},
         {"sequence_parallel": True, "dropout": 0.3},
+        {"sequence_parallel": True, "experts": 3},
     ],
-    ids=["plain", "rotary", "sequence-parallel"],
+    ids=["plain", "rotary", "dropout", "experts"],
 )
 def test_along_a_mesh_it_is_the_gpt_of_one_rank(options: dict[str, Any], comm: Communicator) -> None:
     batch = windows(3, 17)
     expected_loss, expected = gradients(Mesh(comm.split(comm.rank)), batch, options)
     for axes in MESHES[comm.size]:
-        if options.get("dropout") and "cp" in axes:
-            continue  # each cp rank draws for its own part
-        mesh = Mesh(comm, **axes)
-        loss, got = gradients(mesh, batch, options)
+        if "cp" in axes and ("dropout" in options or "experts" in options):
+            continue  # each cp rank draws for its own tokens, and counts what it may send to an expert
+        loss, got = gradients(Mesh(comm, **axes), batch, options)
         assert loss == pytest.approx(expected_loss, rel=1e-10)
         assert got.keys() == expected.keys()
         for name, (dw, split) in got.items():
             whole, _ = expected[name]
-            part = whole if split is None else split.slice(whole, mesh.tp.size, mesh.tp.rank)
+            part = whole if split is None else split[0].slice(whole, split[1].size, split[1].rank)
             assert_allclose(dw, part, rtol=1e-10, atol=1e-12, err_msg=f"{axes} {name}")
 
 
 def gradients(mesh: Mesh, batch: np.ndarray, options: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """The loss of a batch, and every parameter's gradient (summed along cp) with how it is split along tp."""
+    """The loss of a batch, and every parameter's gradient (summed along cp) with how it is split."""
     md.manual_seed(0)
     model = GPT(GPTConfig(**{**SMALL, "heads": 4, **options}), mesh).double()
     x, y = (md.Tensor(zigzag_take(part, mesh.cp, 1)) for part in (batch[:, :-1], batch[:, 1:]))
     loss = vocab_parallel_cross_entropy(model(x), y, mesh.tp) / mesh.cp.size
     loss.backward()
-    splits = {f"{name}.{key}": s for name, m in model.named_modules() for key, s in getattr(m, "splits", {}).items()}
-    found = {name: (all_reduce(mesh.cp, p.grad.data), splits.get(name)) for name, p in model.named_parameters()}
+    splits = splits_of(model)
+    found = {name: (all_reduce(mesh.cp, p.grad.data), splits.get(p)) for name, p in model.named_parameters()}
     return float(all_reduce(mesh.cp, loss.data)), found
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +28,13 @@ import minidist as md
 from minidist import Tensor, backend
 from minidist.backend import Array, Shape
 from minidist.collectives import chunk_slice
-from minidist.examples.gpt.rotary import RotaryPositions
+from minidist.examples.gpt.rotary import rotary
 from minidist.mesh import Mesh
 from minidist.nn import Module, Sequential
 from minidist.nn import functional as F
 from minidist.parallel.context import ring_attention, ulysses_attention
-from minidist.parallel.functions import copy_to
+from minidist.parallel.experts import MixtureOfExperts
+from minidist.parallel.functions import copy_to, gather_from, scatter_to
 from minidist.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -43,7 +45,9 @@ from minidist.parallel.tensor import (
     sharded_mask,
 )
 from minidist.parallel.zigzag import zigzag_positions
+from minidist.recomputation import recompute
 
+BALANCE = 0.01  # what the auxiliary loss of a layer of experts counts for
 CONTEXT_PARALLEL = {"ring": ring_attention, "ulysses": ulysses_attention}
 CHOICES = {
     "positions": ("learned", "rotary"),
@@ -66,7 +70,8 @@ class GPTConfig:
     recompute          in backward, once more, what forward does not keep: "selective" the insides of the attention,
                        "whole" all of a block
     context_parallel   how attention goes along cp: "ring" or "ulysses"
-    Errors             ValueError: a number below its least, a choice that there is not, width of no whole heads
+    Errors             ValueError: a number below its least, a choice that there is not, a width of no whole heads,
+                       experts that are no GELU MLPs
     """
 
     vocab_size: int
@@ -96,6 +101,10 @@ class GPTConfig:
                 raise ValueError(f"{name} {getattr(self, name)!r}: choose {', '.join(map(str, choices))}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.positions == "rotary" and self.width // self.heads % 2:
+            raise ValueError(f"rotary positions turn pairs: heads of {self.width // self.heads} have an odd number")
+        if self.experts and self.mlp != "gelu":
+            raise ValueError(f"experts {self.experts} with mlp {self.mlp!r}: experts are MLPs with GELU")
 
     @property
     def hidden_width(self) -> int:
@@ -178,26 +187,25 @@ class Attention(Module):
         if config.heads % mesh.tp.size:
             raise ValueError(f"{config.heads} heads do not divide over tp={mesh.tp.size} ranks")
         self.config, self.tp, self.cp = config, mesh.tp, mesh.cp
-        self.heads, self.head_width = config.heads // mesh.tp.size, config.width // config.heads
+        self.heads = config.heads // mesh.tp.size
         split = config.sequence_parallel
         self.qkv = ColumnParallelLinear(config.width, 3 * config.width, mesh.tp, sequence_parallel=split, blocks=3)
         self.out = RowParallelLinear(config.width, config.width, mesh.tp, sequence_parallel=split)
-        self.rotary = RotaryPositions(self.head_width) if config.positions == "rotary" else None
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        # 1. Queries, keys and values, and where they stand.
         qkv = self.qkv(x)
         b, t, c = qkv.shape
-        # 1. Part the heads: (B, heads / tp, T / cp, E) each.
-        q, k, v = (u.reshape(b, t, self.heads, self.head_width).transpose(1, 2) for u in qkv.split(c // 3, -1))
-        # 2. Where they stand.
-        start = cache.length if cache is not None else 0
-        if self.rotary is not None:
+        if self.config.positions == "rotary":
+            start = cache.length if cache is not None else 0
             places = start + zigzag_positions(t * self.cp.size, self.cp.size, self.cp.rank)
-            q, k = self.rotary(q, places), self.rotary(k, places)
+            qkv = rotary(qkv, self.heads, places)
+        # 2. Part the heads: (B, heads / tp, T / cp, E) each.
+        q, k, v = (u.reshape(b, t, self.heads, -1).transpose(1, 2) for u in qkv.split(c // 3, -1))
         if cache is not None:
             k, v = cache.extended(k, v)
         # 3. Attend, and put the heads side by side again.
-        y = self._attend(q, k, v)
+        y = recompute(self._attend, q, k, v) if self.recomputed == "core" else self._attend(q, k, v)
         return self.out(y.transpose(1, 2).reshape(b, t, c // 3))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -228,12 +236,30 @@ class MLP(Module):
         return self.down(F.silu(gate) * up)
 
 
+class Experts(MixtureOfExperts):
+    """In the place of one MLP many, of which each token takes two.   x -> as x
+
+    Along tp all ranks compute the same: with sequence_parallel, for whole sequences.
+    """
+
+    def __init__(self, config: GPTConfig, mesh: Mesh):
+        having_tokens = mesh.along("dp", "ep", "cp")
+        super().__init__(config.width, config.hidden_width, config.experts, mesh.ep, tokens=having_tokens)
+        self.tp = mesh.tp if config.sequence_parallel else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x if self.tp is None else gather_from(x, self.tp, 1))
+        assert self.auxiliary_loss is not None
+        self.auxiliary_loss = self.auxiliary_loss * BALANCE  # as the trainer adds it
+        return y if self.tp is None else scatter_to(y, self.tp, 1)
+
+
 class Block(Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)).   x -> as x"""
 
     def __init__(self, config: GPTConfig, mesh: Mesh):
         self.norm1, self.attention = norm(config, mesh), Attention(config, mesh)
-        self.norm2, self.mlp = norm(config, mesh), MLP(config, mesh)
+        self.norm2, self.mlp = norm(config, mesh), (Experts if config.experts else MLP)(config, mesh)
         self.dropout = Dropout(config, mesh)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -257,6 +283,10 @@ class GPT(Sequential):
         super().__init__({"embed": embed, **blocks, "norm": norm(config, mesh), "head": head})
         self.config, self.mesh = config, mesh
         self._initialise()
+        if config.recompute == "selective":
+            self.recompute_("core")
+        for block in blocks.values() if config.recompute == "whole" else ():
+            block.recompute_("all")
 
     @property
     def device(self) -> str:
@@ -266,20 +296,27 @@ class GPT(Sequential):
         """GPT-2's: weights normal with deviation 0.02, those whose result is added to x less, since two a layer add up:
         0.02 / sqrt(2 layers); biases 0. All drawn whole, so that any mesh starts with the weights of one rank.
         """
+        added = 0.02 / math.sqrt(2 * self.config.layers)
         for name, module in self.named_modules():
-            std = 0.02 / math.sqrt(2 * self.config.layers) if name.endswith((".out", ".down")) else 0.02
-            if isinstance(module, ColumnParallelLinear | RowParallelLinear):
-                if module.bias is not None:
-                    md.nn.init.constant_(module.bias, 0)
-                _draw(module, (module.out_features, module.in_features), std)
-            elif isinstance(module, VocabParallelEmbedding):
-                _draw(module, (module.num_embeddings, module.embedding_dim), std)
-            elif isinstance(module, md.nn.Embedding):
-                md.nn.init.normal_(module.weight, 0, std)
+            match module:
+                case ColumnParallelLinear() | RowParallelLinear():
+                    std = added if name.endswith((".out", ".down")) else 0.02
+                    _draw(module, "weight", (module.out_features, module.in_features), std)
+                case VocabParallelEmbedding():
+                    _draw(module, "weight", (module.num_embeddings, module.embedding_dim), 0.02)
+                case Experts():
+                    hidden = self.config.hidden_width
+                    _draw(module, "w1", (module.num_experts, hidden, module.dim), 0.02)
+                    _draw(module, "w2", (module.num_experts, module.dim, hidden), added)
+                case md.nn.Linear() | md.nn.Embedding():  # an expert's router; learned positions
+                    md.nn.init.normal_(module.weight, 0, 0.02)
+            for bias in ("bias", "b1", "b2"):
+                if getattr(module, bias, None) is not None:
+                    md.nn.init.constant_(getattr(module, bias), 0)
 
 
-def _draw(module: ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding, whole: Shape, std: float) -> None:
-    """Give the weight new values: this rank's part of an array of normal numbers."""
+def _draw(module: Any, name: str, whole: Shape, std: float) -> None:
+    """Give a split parameter new values: this rank's part of a whole array of normal numbers."""
     drawn = backend.default_generator().normal(0, std, whole)
     with md.no_grad():
-        module.weight.copy_(module.splits["weight"].slice(drawn, module.comm.size, module.comm.rank))
+        getattr(module, name).copy_(module.splits[name].slice(drawn, module.comm.size, module.comm.rank))

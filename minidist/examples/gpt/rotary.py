@@ -8,46 +8,44 @@ from __future__ import annotations
 import numpy as np
 
 from minidist import Function, Tensor, backend
-from minidist.backend import Array
+from minidist.backend import Array, namespace
 
 BASE = 10_000.0
 
 
-def turned(x: Array, cos: Array, sin: Array) -> Array:
-    """Each pair of numbers i and i + E/2 turned by its angle.   x (..., T, E), cos and sin (T, E/2)"""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    y = backend.namespace(x).empty(x.shape, x.dtype)
-    y[..., :half] = first * cos - second * sin
-    y[..., half:] = second * cos + first * sin
+def turned(qkv: Array, heads: int, cos: Array, sin: Array) -> Array:
+    """With each pair of queries and keys turned, numbers i and i + E/2 of a head.   qkv (B, T, 3C), cos, sin (T, E/2)"""
+    y = namespace(qkv).array(qkv, order="C")
+    pairs = y.reshape(*qkv.shape[:2], 3, heads, 2, -1)[:, :, :2]  # a view (B, T, 2, heads, 2, E/2)
+    first, second = pairs[..., 0, :], pairs[..., 1, :]
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    turned_first = first * cos - second * sin
+    second *= cos
+    second += first * sin
+    first[...] = turned_first
     return y
 
 
 class Rotary(Function):
-    """y = x turned.   dx = dy turned back"""
+    """y = qkv, its queries and keys turned.   dx = dy, turned back"""
 
-    def forward(self, x: Array, cos: Array, sin: Array) -> Array:
-        self.angles = cos, -sin
-        return turned(x, cos, sin)
+    def forward(self, qkv: Array, heads: int, cos: Array, sin: Array) -> Array:
+        self.back = heads, cos, -sin
+        return turned(qkv, heads, cos, sin)
 
     def backward(self, dy: Array) -> tuple[Array]:
-        return (turned(dy, *self.angles),)
+        return (turned(dy, *self.back),)
 
 
-class RotaryPositions:
-    """Turns queries or keys by where they stand: x (..., T, E) and positions (T) -> as x.
+def rotary(qkv: Tensor, heads: int, positions: np.ndarray) -> Tensor:
+    """Turn queries and keys by where they stand: pair i at position t by t / 10000**(2 i / E) radians.
 
-    Pair i of position t is turned by t / 10000**(2 i / E) radians.
-
-    Errors  ValueError: an odd E
+    Shapes  qkv (B, T, 3C), queries, keys and values of all heads; positions (T) -> as qkv
+    Errors  ValueError: heads of an odd E
     """
-
-    def __init__(self, dim: int):
-        if dim % 2:
-            raise ValueError(f"rotary positions turn pairs of numbers: heads of {dim} have an odd one")
-        self.frequencies = BASE ** (-np.arange(0, dim, 2) / dim)
-
-    def __call__(self, x: Tensor, positions: np.ndarray) -> Tensor:
-        angles = np.outer(positions, self.frequencies)
-        cos, sin = (backend.asarray(f(angles), x.dtype, x.device) for f in (np.cos, np.sin))
-        return Rotary.apply(x, cos=cos, sin=sin)
+    dim = qkv.shape[2] // (3 * heads)
+    if dim % 2:
+        raise ValueError(f"rotary positions turn pairs of numbers: heads of {dim} have an odd one")
+    angles = np.outer(positions, BASE ** (-np.arange(0, dim, 2) / dim))
+    cos, sin = (backend.asarray(f(angles), qkv.dtype, qkv.device) for f in (np.cos, np.sin))
+    return Rotary.apply(qkv, heads=heads, cos=cos, sin=sin)
