@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
 
 import minidist as md
+from minidist import backend
 from minidist.autograd import bytes_kept
 from minidist.backend import Generator
 from minidist.collectives import all_reduce
@@ -291,16 +292,30 @@ def test_along_a_mesh_it_is_the_gpt_of_one_rank(options: dict[str, Any], comm: C
             assert_allclose(dw, part, rtol=1e-10, atol=1e-12, err_msg=f"{axes} {name}")
 
 
-def gradients(mesh: Mesh, batch: np.ndarray, options: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+def gradients(
+    mesh: Mesh, batch: np.ndarray, options: dict[str, Any], device: str = "cpu"
+) -> tuple[float, dict[str, Any]]:
     """The loss of a batch, and every parameter's gradient (summed along cp) with how it is split."""
     md.manual_seed(0)
-    model = GPT(GPTConfig(**{**SMALL, "heads": 4, **options}), mesh).double()
-    x, y = (md.Tensor(zigzag_take(part, mesh.cp, 1)) for part in (batch[:, :-1], batch[:, 1:]))
+    model = GPT(GPTConfig(**{**SMALL, "heads": 4, **options}), mesh).double().to(device)
+    x, y = (md.tensor(zigzag_take(part, mesh.cp, 1), device=device) for part in (batch[:, :-1], batch[:, 1:]))
     loss = vocab_parallel_cross_entropy(model(x), y, mesh.tp) / mesh.cp.size
     loss.backward()
     splits = splits_of(model)
     found = {name: (all_reduce(mesh.cp, p.grad.data), splits.get(p)) for name, p in model.named_parameters()}
     return float(all_reduce(mesh.cp, loss.data)), found
+
+
+@on_ranks(1, 2)
+@pytest.mark.parametrize("options", [{"dropout": 0.2}, {"positions": "rotary", "mlp": "swiglu"}, {"experts": 3}])
+def test_on_gpus_it_is_the_same(options: dict[str, Any], comm: Communicator, gpu: None) -> None:
+    batch = windows(2, 17)
+    mesh = Mesh(comm, tp=comm.size)
+    expected_loss, expected = gradients(mesh, batch, options)
+    loss, got = gradients(mesh, batch, options, "cuda")
+    assert loss == pytest.approx(expected_loss, rel=1e-10)
+    for name, (dw, _) in got.items():
+        assert_allclose(backend.to_numpy(dw), expected[name][0], rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 # -- generation -----------------------------------------------------------------------------------------------------
@@ -331,6 +346,13 @@ def test_generation_with_the_cache_is_generation_without(positions: str, mlp: st
     assert_array_equal(got, plain_generation(model, tokens, length))
     assert len(np.unique(got[:, prompt:])) > 1
     assert_array_equal(got[:, :prompt], tokens)
+
+
+def test_generation_on_a_gpu(gpu: None) -> None:
+    on_cpu, on_gpu = (gpt(positions="rotary").double().to(device) for device in ("cpu", "cuda"))
+    tokens = windows(2, 3)
+    expected, got = (generate(model, tokens, 20, top_k=9, generator=Generator(4)) for model in (on_cpu, on_gpu))
+    assert_array_equal(got, expected)
 
 
 def test_tokens_are_drawn_by_their_odds() -> None:

@@ -14,7 +14,7 @@ BASE = 10_000.0
 
 
 def turned(qkv: Array, heads: int, cos: Array, sin: Array) -> Array:
-    """With each pair of queries and keys turned, numbers i and i + E/2 of a head.   qkv (B, T, 3C), cos, sin (T, E/2)"""
+    """With queries and keys turned, each pair of numbers i and i + E/2 of a head.   qkv (B, T, 3C), cos (T, E/2)"""
     y = namespace(qkv).array(qkv, order="C")
     pairs = y.reshape(*qkv.shape[:2], 3, heads, 2, -1)[:, :, :2]  # a view (B, T, 2, heads, 2, E/2)
     first, second = pairs[..., 0, :], pairs[..., 1, :]
