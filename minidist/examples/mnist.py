@@ -67,9 +67,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_files(args: argparse.Namespace) -> None:
     """Refuse, before any training, what could not be written after it. Rank 0 writes, so it alone can tell."""
-    if args.partition_picture and importlib.util.find_spec("matplotlib") is None:
+    picture = getattr(args, "partition_picture", None)  # which not every example draws
+    if picture and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--partition-picture draws with matplotlib: pip install 'minidist[plot]'")
-    files = {"save": args.save, "json": args.json, "partition-picture": args.partition_picture}
+    files = {"save": args.save, "json": args.json, "partition-picture": picture}
     for name, path in files.items():
         if not path or (name, path) == ("json", "-"):
             continue

@@ -22,7 +22,7 @@ MESH: dict[str, Any] = {"dp": 1, "pp": 1, "tp": 1, "schedule": "1f1b", "chunks":
 DEFAULTS = {"servers": 1, "consistency": "bsp", "copies": 0, "sharding": "range", "deadline": 30.0}  # of its options
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An ArgumentParser that speaks on rank 0 only; all ranks end."""
 
     speaks = True
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     """The options, once they are known to go together."""
-    parser = _Parser("python -m minidist.examples.mnist", description="Train the document's network on MNIST.")
+    parser = Parser("python -m minidist.examples.mnist", description="Train the document's network on MNIST.")
     parser.speaks = comm.rank == 0
     add = parser.add_argument
     add("--epochs", type=int, default=10, metavar="N", help="passes over the training data (%(default)s)")
