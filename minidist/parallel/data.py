@@ -24,6 +24,7 @@ import numpy as np
 
 from .. import backend
 from ..autograd import bytes_kept, is_grad_enabled
+from ..backend import Array
 from ..collectives import all_reduce
 from ..comm import Communicator
 from ..nn import Module
@@ -197,21 +198,20 @@ class DataParallel(Module):
             theirs = [p for part in self.optimizer.parts for p in part.flat.parameters]
             every = dict.fromkeys([*self.module.parameters(), *theirs])
             return clip_grad_norm_(every, max_norm, norm_type, error_if_nonfinite)
-        mine = []
+        mine: list[Array] = []
+        scales: list[float] = []
         for part in self.optimizer.parts:
             part.flat.collect()
-            mine += [
-                part.grad[max(start - part.start, 0) : min(stop, part.stop) - part.start]
-                for used, (start, stop) in zip(part.flat.gradients(), part.flat.bounds, strict=True)
-                if used and max(start, part.start) < min(stop, part.stop)
-            ]
+            mine += part.gradients()
+            scales += [part.flat.grad_scale] * (len(mine) - len(scales))
         op = "max" if norm_type == math.inf else "sum"
         with self.meter.waiting(), self.comm.step("D.3(4) clip gradients"):
             flats = [part.flat for part in self.optimizer.parts]
-            dtype = np.result_type(*[flat.dtype for flat in flats])
+            dtype = np.result_type(np.float32, *[flat.dtype for flat in flats])
             mine.append(backend.full((1,), 0, dtype, flats[0].device))  # a rank may have none
+            scales.append(1.0)
             return clip_arrays(
-                mine, max_norm, norm_type, error_if_nonfinite, lambda own: all_reduce(self.comm, own, op)
+                mine, scales, max_norm, norm_type, error_if_nonfinite, lambda own: all_reduce(self.comm, own, op)
             )
 
     @contextmanager
