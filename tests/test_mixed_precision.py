@@ -154,16 +154,15 @@ def test_weights_and_states_of_others_are_taken_over() -> None:
     master = optimizer.state_dict()["state"][0]["master"]
     assert_allclose(master, [1 - 1e-4 - 1.5e-4, 5 - 0.5e-4], rtol=1e-7)  # the first kept its digits
     # A state without masters, of an optimizer in float32 say: they begin from the parameters.
-    q = parameter(1.0, dtype=np.float32)
-    other = md.optim.SGD([q], lr=1e-4, momentum=0.5)
-    give(q, 1.0)
+    single = [parameter(1.0, 1.0, dtype=np.float32)]
+    other = md.optim.SGD(single, lr=1e-4, momentum=0.5)
+    give(single[0], 1.0, 1.0)
     other.step()
-    p = parameter(3.0)
-    optimizer = with_master_weights(md.optim.SGD([p], lr=1e-4, momentum=0.5))
     optimizer.load_state_dict(other.state_dict())
-    give(p, 1.0)
+    before = p.numpy().astype(np.float64)
+    give(p, 1.0, 1.0)
     optimizer.step()
-    assert_allclose(optimizer.state_dict()["state"][0]["master"], [3 - 1.5e-4], rtol=1e-7)
+    assert_allclose(optimizer.state_dict()["state"][0]["master"], before - 1.5e-4, rtol=1e-7)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
@@ -240,6 +239,24 @@ def test_an_overflow_skips_the_step_and_nothing_else(dtype: Any) -> None:
     assert q.item() == 1
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_large_numbers_are_no_overflow_though_their_sum_would_be(dtype: Any) -> None:
+    p = parameter(1.0, 2.0, dtype=dtype)
+    optimizer: Any = md.optim.SGD([p], lr=0.0)
+    if dtype == np.float16:
+        with_master_weights(optimizer)
+    scaler = GradScaler(2.0, growth_interval=1)
+    give(p, np.finfo(dtype).max, np.finfo(dtype).max)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 4
+    # After the update gradients are what they are again.
+    optimizer.param_groups[0]["lr"] = 1.0
+    give(p, 1.0, 1.0)
+    optimizer.step()
+    assert_array_equal(p.numpy(), [0, 1])
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @on_ranks(1, 2, 3)
 def test_an_overflow_on_one_rank_skips_the_step_on_all(comm: Communicator, zero: int) -> None:
@@ -300,6 +317,13 @@ def test_clipping_knows_the_scale(comm: Communicator, zero: int, norm_type: floa
     for name, array in model.state_dict().items():
         gradient = dict(reference.named_parameters())[name].grad.numpy()
         assert_allclose(array, initial(0)[name] - gradient * 0.1 / expected, atol=3e-3)
+
+
+def test_norms_are_calculated_in_float32() -> None:
+    p = parameter(0.0, 0.0)
+    give(p, 300.0, 400.0)  # 300² is too large for float16
+    assert md.optim.clip_grad_norm_([p], 50.0).item() == 500
+    assert_allclose(p.grad.numpy(), [30, 40], rtol=1e-3)
 
 
 def test_the_scalers_state() -> None:
@@ -370,16 +394,16 @@ def test_wrong_use_is_refused() -> None:
 @pytest.mark.parametrize("zero", [0, 1, 2])
 @on_ranks(4)
 def test_gradients_add_up_in_float32(comm: Communicator, zero: int, compress: str | None) -> None:
-    model = md.nn.Linear(3, 1, bias=False).half()
+    model = md.nn.Linear(11, 1, bias=False).half()
     optimizer = with_master_weights(md.optim.SGD(model.parameters(), lr=1.0))
     with md.no_grad():
         model.weight.fill_(0)
     model, optimizer = data_parallel(model, optimizer, comm, zero, compress=compress, algorithm="ring")
     # In float16, 2048 + 1 is 2048.
-    x = np.full((1, 3), [2048, 1, 1, 1][comm.rank], np.float16)
+    x = np.full((1, 11), [2048, 1, 1, 1][comm.rank], np.float16)
     model(Tensor(x)).float().sum().backward()
     optimizer.step()
-    assert_array_equal(model.state_dict()["weight"], np.full((1, 3), -2051 / 4, np.float16))
+    assert_array_equal(model.state_dict()["weight"], np.full((1, 11), -2051 / 4, np.float16))
 
 
 # -- on a GPU ---------------------------------------------------------------------------------------------------------

@@ -70,8 +70,6 @@ class MasterPart(Part):
         return np.dtype(np.float32)
 
     def allocate(self, names: tuple[str, ...], scratch: Scratch) -> None:
-        if MASTER not in self.state:
-            self.loaded()
         super().allocate((*names, MASTER), scratch)
 
     def loaded(self) -> None:
