@@ -83,6 +83,9 @@ def data_parallel(
     reproducible  the number of microbatches that every global batch is cut into, for the same bits on any number of
                   ranks, see parallel/reproducible.py. This rank has fixed_tree.share(reproducible, P, rank) of them.
                   Each gets a backward, from the mean over its samples, all but the last under no_sync. With zero 0, 1
+    Gradients in 16 bits are added up in float32, and travel so; with compress="fp16" they are added up so, but travel
+    as they are. See optim.with_master_weights and optim.GradScaler.
+
     Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring;
                   with zero=3, 3 n (P-1)/P in 3 (P-1) a layer, and more if backward comes back to a layer. And an
                   all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor (where there are
