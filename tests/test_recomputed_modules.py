@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,21 +25,6 @@ import activation_memory
 
 RNG = np.random.default_rng(0)
 A, B = RNG.standard_normal((3, 4)), RNG.standard_normal((4, 2))
-
-
-def counting(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
-    """The function, and a list that grows by one with every call."""
-    calls: list[int] = []
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return function(*args, **kwargs)
-
-    return counted, calls
-
-
-def block(x: Tensor, w: Tensor) -> Tensor:
-    return ops.tanh(ops.exp(ops.tanh(x @ w)) @ w.T)
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------

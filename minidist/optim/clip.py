@@ -27,29 +27,30 @@ def clip_grad_norm_(
         return Tensor(np.zeros((), np.float32))
     flats = [getattr(p, "_flat", None) for p in listed if p.grad is not None]
     scales = [1.0 if flat is None else flat.grad_scale for flat in flats]
-    return clip_arrays(gradients, scales, max_norm, norm_type, error_if_nonfinite)
+    return clip_arrays(gradients, max_norm, norm_type, error_if_nonfinite, scales=scales)
 
 
 def clip_arrays(
     gradients: list[Array],
-    scales: list[float],
     max_norm: float,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     combine: Callable[[Array], Array] = lambda mine: mine,
     uncounted: Sequence[Array] = (),
+    scales: Sequence[float] = (),
 ) -> Tensor:
-    """As clip_grad_norm_, of one array or more. Each is its scale times the gradient, and stays so.
+    """As clip_grad_norm_, of one array or more.
 
     `combine` is given this rank's Σ |g|^p (or, for math.inf, max |g|), as an array of one number, and gives that of all
     ranks, where each has a part of the gradients. `uncounted` are scaled as the others, and counted on another rank.
+    `scales`, if given: how many times too large each array is (FlatBuffer.grad_scale), and stays.
     """
     xp = namespace(gradients[0])
 
     def size(g: Array, scale: float) -> Array:
         return xp.abs(wide(g) if scale == 1 else wide(g) / scale)
 
-    scaled = list(zip(gradients, scales, strict=True))
+    scaled = list(zip(gradients, scales or [1.0] * len(gradients), strict=True))
     if norm_type == math.inf:
         norm = combine(xp.stack([size(*g).max() for g in scaled]).max(keepdims=True))[0]
     else:

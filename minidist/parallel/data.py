@@ -213,9 +213,8 @@ class DataParallel(Module):
             dtype = np.result_type(np.float32, *[flat.dtype for flat in flats])
             mine.append(backend.full((1,), 0, dtype, flats[0].device))  # a rank may have none
             scales.append(1.0)
-            return clip_arrays(
-                mine, scales, max_norm, norm_type, error_if_nonfinite, lambda own: all_reduce(self.comm, own, op)
-            )
+            add_up = partial(all_reduce, self.comm, op=op)
+            return clip_arrays(mine, max_norm, norm_type, error_if_nonfinite, add_up, scales=scales)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
