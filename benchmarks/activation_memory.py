@@ -1,6 +1,6 @@
 """How much memory do a transformer's activations take, and what does it cost to compute them again?
 
-    python benchmarks/activation_memory.py [--layers 6] [--length 256] [--batch 4] [--width 256] [--heads 4] [--save]
+    python benchmarks/activation_memory.py [--layers 4] [--length 512] [--batch 2] [--width 256] [--heads 8] [--save]
 
 A stack of pre-norm blocks (GPT-2's, with dropout), float32, one thread; as/h (below) is that of GPT-3. A row for each
 way of keeping less:
@@ -185,12 +185,12 @@ def measure(layers: int, s: int, b: int, h: int, a: int, steps: int) -> list[str
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default, what in (
-        ("layers", 6, "L"),
+        ("layers", 4, "L"),
         ("length", 512, "s"),
         ("batch", 2, "b"),
         ("width", 256, "h"),
         ("heads", 8, "a"),
-        ("steps", 7, "that are timed"),
+        ("steps", 5, "that are timed"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (%(default)s)")
     parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results/")

@@ -30,6 +30,7 @@ class FlatBuffer:
     bounds               (start, stop) of each parameter within them, in the order given
     size, dtype, device  of the arrays, whether they are there or not
     has_grad             for each parameter, whether it has a gradient that is kept elsewhere (sharded); else None
+    grad_scale           so many times too large the gradients are at the moment (optim.GradScaler)
     """
 
     def __init__(self, parameters: list[Parameter], data: Array = None):
@@ -42,6 +43,7 @@ class FlatBuffer:
         self.data: Array = data
         self.views: list[Array] = []  # what each parameter's data was made
         self.has_grad: list[bool] | None = None
+        self.grad_scale = 1.0
         self._index = {p: i for i, p in enumerate(parameters)}
         self._grad: Array = None
         self._grad_views: list[Array] = []

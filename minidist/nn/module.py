@@ -195,6 +195,11 @@ class Module(ABC):
         """
         targets = tuple(t for t in (*targets, device, dtype) if t is not None)
         for target in targets:
+            if "bfloat16" in (target, getattr(target, "name", ""), getattr(target, "__name__", "")):
+                raise TypeError(
+                    "to(bfloat16): NumPy gives the products and multiples of it in float32, so that nothing would "
+                    "stay in 16 bits; use float16 (module.half()), with optim.GradScaler"
+                )
             if not backend.is_device(target) and np.dtype(target).kind != "f":
                 raise TypeError(f"to({target!r}): a module can be cast to floating-point dtypes only")
         for t in (t for _, t in self._named_state(True, True)):

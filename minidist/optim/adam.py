@@ -47,7 +47,7 @@ class Adam(Optimizer):
             raise ValueError(f"{name}: betas must be at least 0 and below 1, they are {group['betas']}")
 
     def scale_of_state(self, name: str, group: Group) -> float:
-        return 1 - group["betas"][0 if name == "exp_avg" else 1]
+        return 1 - group["betas"][self.state_names.index(name)] if name in self.state_names else 1.0
 
     def update(self, p: Array, g: Array, state: dict[str, Array], t: Array, u: Array, group: Any, step: int) -> None:
         xp = namespace(p)

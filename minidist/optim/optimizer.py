@@ -43,8 +43,8 @@ def flush_subnormals(average: Array, decay: float, step: int, scratch: Array) ->
         xp.multiply(average, scratch > 1e8 * np.finfo(average.dtype).tiny, out=average)
 
 
-Scratch = dict[tuple[Any, str], list[Array]]  # of each dtype and device, two arrays
-Piece = tuple[Array, Array, dict[str, Array], Array, Array]  # parameters, gradients, state, and two scratch arrays
+Scratch = dict[tuple[Any, str], list[Array]]  # of each dtype and device, two arrays or three
+Piece = tuple[Any, ...]  # parameters, gradients, state (a dict), and the scratch arrays
 
 
 class Part:
@@ -55,6 +55,8 @@ class Part:
     state        arrays of stop - start elements, by name; empty before the first step
     steps        for each of the buffer's parameters, how many updates it has had
     """
+
+    num_scratch = 2  # arrays of scratch
 
     def __init__(self, group: Group, flat: FlatBuffer):
         self.group, self.flat = group, flat
@@ -75,6 +77,23 @@ class Part:
     def grad(self) -> Array:
         return self.flat.grad[self.start : self.stop] if self.own_grad is None else self.own_grad
 
+    @property
+    def dtype(self) -> Any:
+        """That the update is calculated in, and of the state."""
+        return self.flat.dtype
+
+    def gradients(self) -> list[Array]:
+        """Of the parameters that have a gradient this part's share of it, where they adjoin in one array. Views."""
+        stretches: list[list[int]] = []
+        for has, (start, stop) in zip(self.flat.gradients(), self.flat.bounds, strict=True):
+            start, stop = max(start, self.start) - self.start, min(stop, self.stop) - self.start
+            if has and start < stop:
+                if stretches and stretches[-1][1] == start:
+                    stretches[-1][1] = stop
+                else:
+                    stretches.append([start, stop])
+        return [self.grad[start:stop] for start, stop in stretches]
+
     def put(self, data: Array) -> None:
         """Work on this array, of stop - start elements, in the place of the buffer's own."""
         self.own_data = data
@@ -90,7 +109,7 @@ class Part:
         """In the place of this part, one for each stretch of parameters that ends at one of `stops`, with its state."""
         parts = []
         for flat, (first, last) in zip(self.flat.split(stops), pairwise([0, *stops]), strict=True):
-            part = Part(self.group, flat)
+            part = type(self)(self.group, flat)
             start = self.flat.bounds[first][0]
             part.state = {name: array[start : start + flat.size] for name, array in self.state.items()}
             part.steps = self.steps[first:last]
@@ -100,15 +119,16 @@ class Part:
     def allocate(self, names: tuple[str, ...], scratch: Scratch) -> None:
         """Make the state: zeros; and find room for the updates, which all parts of a dtype share."""
         if self.state.keys() != set(names) or not self.scratch:
-            n, dtype, device = self.stop - self.start, self.flat.dtype, self.flat.device
+            n, dtype, device = self.stop - self.start, self.dtype, self.flat.device
             if self.state.keys() != set(names):
                 self.state = {name: backend.full((n,), 0, dtype, device) for name in names}
             # A GPU has no use for small pieces: there every call costs a kernel.
             self.piece = n if device != "cpu" else PIECE
             room = min(self.piece, n)
-            if len(scratch.get((dtype, device), [()])[0]) < room:
-                scratch[dtype, device] = [backend.empty((room,), dtype, device) for _ in "tu"]
-            self.scratch = scratch[dtype, device] if room else [backend.empty((0,), dtype, device)] * 2
+            known = scratch.setdefault((dtype, device), [])
+            if len(known) < self.num_scratch or len(known[0]) < room:
+                known[:] = [backend.empty((room,), dtype, device) for _ in range(self.num_scratch)]
+            self.scratch = known[: self.num_scratch]
             self.views.clear()
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
@@ -126,6 +146,13 @@ class Part:
                 for a, b in pairwise(ends)
             ]
         return self.views[start, stop]
+
+    def updates(self, start: int, stop: int) -> Iterable[Piece]:
+        """The pieces, each to be updated before the next is asked for."""
+        return self.pieces(start, stop)
+
+    def loaded(self) -> None:
+        """The state was replaced by another one."""
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """(start, stop, step): stretches of parameters that have a gradient and are equally old; counts the step."""
@@ -200,7 +227,7 @@ class Optimizer(ABC):
         part.flat.collect()
         part.allocate(self.names_of_state(part.group), self._scratch)
         for start, stop, step in part.runs():
-            for p, g, state, t, u in part.pieces(start, stop) if start < stop else ():
+            for p, g, state, t, u in part.updates(start, stop) if start < stop else ():
                 self.update(p, g, state, t, u, part.group, step)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -267,6 +294,7 @@ class Optimizer(ABC):
                     scale = self.scale_of_state(name, part.group)
                     value = value.reshape(-1)
                     array[start:stop] = value if scale == 1 else value.astype(np.float64) / scale
+            part.loaded()
 
     def _check_whole(self, what: str) -> None:
         if any((part.start, part.stop) != (0, part.flat.size) for part in self.parts):

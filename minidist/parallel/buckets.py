@@ -132,7 +132,9 @@ class Bucket:
             self.compression.add_up(gradient)
             return
         reduce = reduce_scatter if self.zero else all_reduce
-        result = reduce(self.comm, gradient, op, algorithm=self.algorithm, async_op=background)
+        # Half precision is too short for sums: 2048 + 1 is 2048.
+        accumulate = "float32" if gradient.dtype.itemsize == 2 else None
+        result = reduce(self.comm, gradient, op, algorithm=self.algorithm, accumulate=accumulate, async_op=background)
         self._handle = result if background else None
 
     def check_fresh(self) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 
 from .. import backend
 from ..autograd import bytes_kept, is_grad_enabled
+from ..backend import Array
 from ..collectives import all_reduce
 from ..comm import Communicator
 from ..nn import Module
@@ -82,6 +83,9 @@ def data_parallel(
     reproducible  the number of microbatches that every global batch is cut into, for the same bits on any number of
                   ranks, see parallel/reproducible.py. This rank has fixed_tree.share(reproducible, P, rank) of them.
                   Each gets a backward, from the mean over its samples, all but the last under no_sync. With zero 0, 1
+    Gradients in 16 bits are added up in float32, and travel so; with compress="fp16" they are added up so, but travel
+    as they are. See optim.with_master_weights and optim.GradScaler.
+
     Cost          per step and rank, n bytes of gradients: 2 n (P-1)/P bytes in 2 (P-1) messages a bucket with the ring;
                   with zero=3, 3 n (P-1)/P in 3 (P-1) a layer, and more if backward comes back to a layer. And an
                   all-gather, in ceil(lg P) messages, of 8 bytes a rank and 8 more a parameter tensor (where there are
@@ -197,22 +201,20 @@ class DataParallel(Module):
             theirs = [p for part in self.optimizer.parts for p in part.flat.parameters]
             every = dict.fromkeys([*self.module.parameters(), *theirs])
             return clip_grad_norm_(every, max_norm, norm_type, error_if_nonfinite)
-        mine = []
+        mine: list[Array] = []
+        scales: list[float] = []
         for part in self.optimizer.parts:
             part.flat.collect()
-            mine += [
-                part.grad[max(start - part.start, 0) : min(stop, part.stop) - part.start]
-                for used, (start, stop) in zip(part.flat.gradients(), part.flat.bounds, strict=True)
-                if used and max(start, part.start) < min(stop, part.stop)
-            ]
+            mine += part.gradients()
+            scales += [part.flat.grad_scale] * (len(mine) - len(scales))
         op = "max" if norm_type == math.inf else "sum"
         with self.meter.waiting(), self.comm.step("D.3(4) clip gradients"):
             flats = [part.flat for part in self.optimizer.parts]
-            dtype = np.result_type(*[flat.dtype for flat in flats])
+            dtype = np.result_type(np.float32, *[flat.dtype for flat in flats])
             mine.append(backend.full((1,), 0, dtype, flats[0].device))  # a rank may have none
-            return clip_arrays(
-                mine, max_norm, norm_type, error_if_nonfinite, lambda own: all_reduce(self.comm, own, op)
-            )
+            scales.append(1.0)
+            add_up = partial(all_reduce, self.comm, op=op)
+            return clip_arrays(mine, max_norm, norm_type, error_if_nonfinite, add_up, scales=scales)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

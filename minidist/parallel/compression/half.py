@@ -2,7 +2,7 @@
 
     1. round        rank r: its gradient to 16 bits
     2. all-to-all   chunk j of all ranks' goes to rank j
-    3. add          rank j: chunk j, in the gradient's dtype, and rounds the sum to 16 bits
+    3. add          rank j: chunk j, in the gradient's dtype (at least float32), and rounds the sum to 16 bits
     4. all-gather   everybody gets all chunks
 
 A ring in 16 bits would round at every hop, P - 1 times; here every number is rounded twice. There is no error memory:
@@ -57,7 +57,8 @@ class HalfPrecision(Compression):
         # 2. Chunk j goes to rank j.
         parts = all_to_all(comm, narrow, counts=sizes, out_counts=[mine] * comm.size)
         # 3. Add, in the order of ranks.
-        total = self.wide(parts, gradient.dtype).reshape(comm.size, mine).sum(0)  # so far times scale
+        dtype = np.result_type(gradient.dtype, np.float32)
+        total = self.wide(parts, dtype).reshape(comm.size, mine).sum(0)  # so far times scale
         narrow[chunk_slice(n, comm.size, comm.rank)] = self.narrow(total)
         # 4. Everybody gets all.
         gradient[...] = self.wide(all_gather(comm, narrow), gradient.dtype)

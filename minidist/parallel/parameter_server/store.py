@@ -101,7 +101,7 @@ class OptimizerUpdate:
 
     def __init__(self, optimizer: Optimizer, part: Part, start: int, stop: int):
         self.optimizer = optimizer
-        self.part = Part(dict(part.group), part.flat)
+        self.part = type(part)(dict(part.group), part.flat)
         self.part.shard(start, stop)
         part.flat.has_grad = [True] * len(part.flat.parameters)
         self._data: Array = None
