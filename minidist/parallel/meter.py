@@ -53,9 +53,12 @@ class Meter:
         try:
             yield
         finally:
-            end = self.comm.clock()
-            self.waited += end - start
-            self._spans.append((start, end))
+            self.has_waited(start, self.comm.clock())
+
+    def has_waited(self, start: float, end: float) -> None:
+        """The program has waited for communication in this time."""
+        self.waited += end - start
+        self._spans.append((start, end))
 
     @contextmanager
     def left_out(self) -> Iterator[None]:

@@ -59,7 +59,8 @@ class Trainer:
     clip       scale gradients so that the norm of all of them is at most this
     schedule, microbatches, chunks, cut, sample   see Pipeline
 
-    module, pipeline, meter   this rank's layers; how they run; where time and memory went
+    module, pipeline, meter   this rank's layers; how they run; where time and memory went (what layers of tp, cp and ep
+                              say to one another counts as computing)
 
     Cost    beside what layers and pipeline send: a step's gradients over the replicas, 2 n (P-1)/P bytes for n bytes;
             and three all-reduces of a few numbers (four with clip)
@@ -126,6 +127,8 @@ class Trainer:
         # over ranks, as below, give that of the mean over all samples.
         share = self._weight(x, target)
         mine = self.pipeline.step(self._part(x), self._part(target), share)
+        for span in self.pipeline.spans:
+            self.meter.has_waited(span.start, span.ready)
         # D.3(4) Synchronise: average gradients over the ranks that have the same parameters.
         with self.meter.waiting(), self.mesh.comm.step("D.3(4) average gradients"):
             self._average()
