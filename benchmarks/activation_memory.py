@@ -35,7 +35,8 @@ What is told: of all blocks together, in MB = 10^6 bytes,
     kept       autograd.bytes_kept, which looks into the graph. It must be equal
     held       what Python's allocations have grown by, from before forward to after it (tracemalloc)
     peak       the most that they had grown by during the step, beside the parameters and their gradients
-    s a step   forward and backward, without tracemalloc: median (least – most)
+    s a step   forward and backward, without tracemalloc: median (least – most), in seconds of the processor, which has
+               one thread, whatever else the machine does
 
 The gradients must be the same on all rows, to the last bit.
 
@@ -121,9 +122,9 @@ class Step:
 
     def run(self) -> float:
         """Seconds that it took."""
-        start = time.perf_counter()
+        start = time.process_time()
         (self.forward() * self.x).sum().backward()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         self.blocks.zero_grad()
         return seconds
 

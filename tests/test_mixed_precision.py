@@ -10,13 +10,19 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
 from test_data_parallel import LABELS, LR, N, X, batches, initial, loss_of, network, one_rank, share
+from test_trainer import BATCHES
+from test_trainer import model as mesh_model
+from test_trainer import reference as mesh_reference
+from test_trainer import share as mesh_share
 
 import minidist as md
 from minidist.comm import Communicator
+from minidist.mesh import Mesh
 from minidist.nn import functional as F
 from minidist.optim import GradScaler, with_master_weights
 from minidist.parallel import assert_replicas_agree, data_parallel
 from minidist.parallel.overflow import any_rank
+from minidist.parallel.trainer import Trainer
 from minidist.tensor import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -143,3 +149,38 @@ def test_a_gpu_tells_the_host_one_number_a_step(double: Any) -> None:
             assert (double.to_host, double.to_device) == ((1, 0) if device == "cuda" else (0, 0))
     for name, array in on_cpu.state_dict().items():
         assert_array_equal(model.state_dict()[name].get(), array)
+
+
+# -- on a mesh ---------------------------------------------------------------------------------------------------------
+
+
+@on_ranks(1, 2, 4)
+def test_a_mesh_trains_in_half_precision(comm: Communicator) -> None:
+    pipelined: Any = dict(schedule="zero-bubble", microbatches=2)
+    cases: dict[int, list[tuple[dict[str, int], Any]]] = {
+        1: [({}, {})],
+        2: [(dict(dp=2), dict(zero=1)), (dict(pp=2), pipelined)],
+        4: [(dict(dp=2, pp=2), dict(zero=2, **pipelined))],
+    }
+
+    def masters(parameters: Any) -> Any:
+        return with_master_weights(md.optim.AdamW(parameters, lr=0.05))
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(y.float(), target)
+
+    for axes, options in cases[comm.size]:
+        mesh, scaler = Mesh(comm, **axes), GradScaler(2.0**40)
+        trainer = Trainer(mesh_model().half(), masters, mesh, loss, clip=0.1, scaler=scaler, **options)
+        before = {name: array.copy() for name, array in trainer.state_dict().items()}
+        batches = [(x.astype(np.float16), labels) for x, labels in BATCHES]
+        # A scale that is too large: all skip the step.
+        assert np.isfinite(trainer.step(*mesh_share(mesh, *batches[0])))
+        assert scaler.get_scale() == 2.0**39
+        assert all(np.array_equal(array, before[name]) for name, array in trainer.state_dict().items())
+        scaler.update(2.0**10)
+        losses, weights = mesh_reference(0.1)
+        assert_allclose([trainer.step(*mesh_share(mesh, *batch)) for batch in batches], losses, rtol=5e-3)
+        for name, array in trainer.state_dict().items():
+            assert array.dtype == np.float16
+            assert_allclose(array, weights[name], atol=2e-2)

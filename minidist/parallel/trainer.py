@@ -28,12 +28,13 @@ from ..backend import Array
 from ..collectives import all_reduce, broadcast
 from ..mesh import Mesh
 from ..nn import Parameter, Sequential
-from ..optim import Optimizer
+from ..optim import GradScaler, Optimizer
 from ..optim.clip import clip_arrays
 from ..optim.optimizer import Part
 from .buckets import Bucket
 from .context import zigzag_take
 from .meter import Meter
+from .overflow import any_rank
 from .pipeline import Loss, Pipeline
 from .sharded import ShardedOptimizer
 from .stages import where_to_cut
@@ -57,6 +58,8 @@ class Trainer:
                gradients too (whole ones are there while microbatches add up); see sharded.py
     algorithm  of the all_reduce (with zero: reduce_scatter and all_gather) over gradients
     clip       scale gradients so that the norm of all of them is at most this
+    scaler     scales the loss, for layers in half precision (and an optimizer with master weights); the ranks of the
+               mesh agree on what is an overflow. `loss` must cast: lambda y, t: F.cross_entropy(y.float(), t)
     schedule, microbatches, chunks, cut, sample   see Pipeline
 
     module, pipeline, meter   this rank's layers; how they run; where time and memory went (what layers of tp, cp and ep
@@ -81,11 +84,14 @@ class Trainer:
         zero: int = 0,
         algorithm: str = "auto",
         clip: float | None = None,
+        scaler: GradScaler | None = None,
     ):
         if zero not in (0, 1, 2):
             raise ValueError(f"zero={zero}: on a mesh, choose 0 (nothing sharded), 1 (the optimizer's state) or 2")
         check_algorithm(algorithm, *(("reduce_scatter", "all_gather") if zero else ("all_reduce",)))
         self.mesh, self.clip = mesh, clip
+        self.scaler = GradScaler(enabled=False) if scaler is None else scaler
+        self.scaler.agree = any_rank(mesh.comm)
         # M.2(2) Partition the model. Where to cut is measured on one rank for all.
         stops = where_to_cut(model, mesh.pp.size * chunks, cut, mesh.comm, sample)
         self.pipeline = Pipeline(model, mesh.pp, loss, schedule, microbatches, chunks, stops)
@@ -126,16 +132,19 @@ class Trainer:
         # D.3(3), M.2(3) Forward and backward. A gradient weighs as much as the share it comes from: then plain means
         # over ranks, as below, give that of the mean over all samples.
         share = self._weight(x, target)
-        mine = self.pipeline.step(self._part(x), self._part(target), share)
+        scale = self.scaler.get_scale()
+        mine = self.pipeline.step(self._part(x), self._part(target), share * scale) / scale
         for span in self.pipeline.spans:
             self.meter.has_waited(span.start, span.ready)
         # D.3(4) Synchronise: average gradients over the ranks that have the same parameters.
         with self.meter.waiting(), self.mesh.comm.step("D.3(4) average gradients"):
             self._average()
+            self.scaler.unscale_(self.optimizer)
             if self.clip is not None:
                 self._clip(self.clip)
             loss = all_reduce(self.mesh.comm, np.array([mine]))
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.meter.end_step()
         self.meter.weigh(self.pipeline.activation_bytes)
         return float(loss[0]) * self.mesh.pp.size / self.mesh.comm.size
@@ -179,6 +188,7 @@ class Trainer:
         """Scale the gradients by their norm over all ranks, in which each number counts once."""
         counted: list[Array] = []
         uncounted: list[Array] = []
+        scales: list[float] = []
         for bucket in self.buckets:
             part, flat = bucket.part, bucket.part.flat
             alone = bucket.zero or bucket.comm.rank == 0
@@ -186,9 +196,10 @@ class Trainer:
                 a, b = max(start - part.start, 0), min(stop, part.stop) - part.start
                 if used and a < b:
                     (counted if alone and p in self._once else uncounted).append(part.grad[a:b])
+            scales += [flat.grad_scale] * (len(counted) - len(scales))
         counted.append(backend.full((1,), 0, flat.dtype, flat.device))  # a rank may have none
         add_up = lambda own: all_reduce(self.mesh.comm, own.astype(np.float64)).astype(own.dtype)  # noqa: E731
-        clip_arrays(counted, most, combine=add_up, uncounted=uncounted)
+        clip_arrays(counted, most, combine=add_up, uncounted=uncounted, scales=[*scales, 1.0])
 
     # -- state -------------------------------------------------------------------------------------------------------
 
