@@ -14,6 +14,11 @@ hypothesis.settings.register_profile("shared", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("shared")
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Under mpirun every rank runs every test, so that there are no workers; else as many as there are cores."""
+    return 0 if UNDER_MPIRUN else None
+
+
 @pytest.hookimpl(trylast=True)  # after the reporter has been made
 def pytest_configure(config: pytest.Config) -> None:
     if UNDER_MPIRUN and world().rank > 0:
@@ -24,3 +29,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if UNDER_MPIRUN:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("ranks") is None])
         items[:] = [item for item in items if item.get_closest_marker("ranks") is not None]
+    items.sort(key=lambda item: item.path.stem != "test_under_mpirun")  # the longest first, so that no worker ends late
