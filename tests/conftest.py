@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 from devices import device, double, gpu  # noqa: F401  fixtures
@@ -12,6 +14,9 @@ from minidist.comm import world
 # Every rank must draw the same examples, and on a shared machine a slow one is no failure.
 hypothesis.settings.register_profile("shared", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("shared")
+
+# Tests start hundreds of processes. Each would compile all of minidist anew, which takes longer than to import it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_xdist_auto_num_workers() -> int | None:
