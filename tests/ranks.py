@@ -8,6 +8,11 @@ by the simulator. Under `mpirun -n 4 python -m pytest tests` the same bodies run
 ranks, and the tests without on_ranks are left out. There a test that fails on one rank fails on all: a rank waits for
 another no longer than DEADLINE, and after each body the ranks tell rank 0 how it went.
 
+    @on_ranks(1, 2, 3, 4, 5, seeds=1, real=[3])
+
+For a long table, most of whose rows go the same way through the code that communicates: one interleaving per size, and
+of these sizes only 3 under mpirun, where the processes share the cores and a body takes several times as long.
+
 Composes with pytest's parametrize and, in either order, with hypothesis' @given (which draws the same on every rank).
 """
 
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +32,18 @@ from minidist.comm import Communicator, simulate, world
 from minidist.comm.world import launched
 
 UNDER_MPIRUN = launched() is not None
-SEEDS = (0, 1)
+SEEDS = 2
 DEADLINE = 10.0  # seconds a rank waits for another inside a body
 REPORT_BYTES = 4000  # of the traceback that a failing rank tells the others
 
 Body = Callable[..., None]
 
 
-def on_ranks(*sizes: int) -> Callable[[Body], Body]:
-    """Give the test's argument `comm` a communicator of each of these sizes in turn."""
+def on_ranks(*sizes: int, seeds: int = SEEDS, real: Sequence[int] | None = None) -> Callable[[Body], Body]:
+    """Give the test's argument `comm` a communicator of each of these sizes in turn.
+
+    seeds: interleavings of each size that are simulated.   real: the sizes under mpirun; None: the same
+    """
 
     def decorate(test: Body) -> Body:
         given = getattr(test, "hypothesis", None)
@@ -49,15 +57,15 @@ def on_ranks(*sizes: int) -> Callable[[Body], Body]:
             test = on_all_ranks
         else:
             given.inner_test = on_all_ranks
-        return pytest.mark.ranks(pytest.mark.parametrize("comm", _choices(sizes), ids=str)(test))
+        return pytest.mark.ranks(pytest.mark.parametrize("comm", _choices(sizes, seeds, real), ids=str)(test))
 
     return decorate
 
 
-def _choices(sizes: tuple[int, ...]) -> list[Ranks]:
+def _choices(sizes: Sequence[int], seeds: int, real: Sequence[int] | None) -> list[Ranks]:
     if UNDER_MPIRUN:
-        return [RealRanks(size) for size in sizes if size <= world().size]
-    return [SimulatedRanks(size, seed) for size in sizes for seed in (SEEDS if size > 1 else SEEDS[:1])]
+        return [RealRanks(size) for size in (sizes if real is None else real) if size <= world().size]
+    return [SimulatedRanks(size, seed) for size in sizes for seed in range(seeds if size > 1 else 1)]
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def assert_same_bits(model: Any, expected: State) -> None:
 @pytest.mark.parametrize("batch_size", [8, 5, 2])
 @pytest.mark.parametrize("algorithm", ["ring", "naive"])
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@on_ranks(1, 2, 3, 4, 5, 7)
+@on_ranks(1, 2, 3, 4, 5, 7, seeds=1, real=[3])
 def test_any_number_of_ranks_gives_the_weights_of_one(
     comm: Communicator, zero: int, algorithm: str, batch_size: int
 ) -> None:
@@ -131,7 +131,7 @@ def test_any_number_of_ranks_gives_the_weights_of_one(
 
 @pytest.mark.parametrize("name", partition.NAMES)
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@on_ranks(1, 2, 3, 4, 5)
+@on_ranks(1, 2, 3, 4, 5, seeds=1, real=[3])
 def test_every_partition_gives_the_weights_of_one_rank_with_the_same_batches(
     comm: Communicator, zero: int, name: str
 ) -> None:

@@ -143,7 +143,7 @@ def assert_same_bits(model: Any, expected: State) -> None:
 @every_outer
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("kind", list(LR))
-@on_ranks(1, 2, 3, 4, 5)
+@on_ranks(1, 2, 3, 4, 5, seeds=1, real=[3])
 def test_it_is_the_papers_algorithm(comm: Communicator, kind: str, every: int, outer: Any) -> None:
     model, optimizer = pair(comm, every, kind, outer=outer)
     train(model, optimizer, comm.rank, range(1, 11))

@@ -10,12 +10,15 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from launch import ROOT, needs_mpi, run_ranks
 
 from minidist import backend, checkpoint
+from minidist.comm import Communicator, simulate
+from minidist.examples import mnist
 
 MODULE = "minidist.examples.mnist"
 KEYS = ["strategy", "ranks", "mesh", "epochs", "seconds", "samples_per_second", "train_loss", "test_accuracy", "device",
@@ -362,7 +365,7 @@ REFUSED = {
     "save-protected": ("--save {}/protected/model", r"--save .*protected/model: it may not be written"),
     "json-nowhere": ("--json {}/no/result.json", r"--json .*result\.json: there is no folder .*/no"),
 }
-IN_ALL_WAYS = ("epochs", "optimizer", "device", "data-truncated", "load-shapes", "save-nowhere")  # also on 3 ranks
+IN_ALL_WAYS = ("epochs", "optimizer", "device", "data-truncated", "load-shapes", "save-nowhere")  # also as processes
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -376,18 +379,28 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused_by_one_message(name: str, data: Path, bad: Path) -> None:
+def test_what_cannot_work_is_refused_by_one_message(
+    name: str, data: Path, bad: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, message = REFUSED[name]
     if name == "save-protected" and os.access(bad / "protected", os.W_OK):
         pytest.skip("root may write anywhere")
-    assert_refused(run(1, *SMALL, "--data", data, *arguments.format(bad).split()), message)
+    words = [*SMALL, "--data", str(data), *arguments.format(bad).split()]
+
+    def program(comm: Communicator) -> Any:
+        with pytest.raises(SystemExit) as caught:
+            mnist.main(words)
+        return caught.value.code
+
+    (status,) = simulate(program, 1).results  # here, and not in a process of its own
+    assert_refused(subprocess.CompletedProcess(words, status, *capsys.readouterr()), message)
 
 
-@needs_mpi
+@one_and_three_ranks
 @pytest.mark.parametrize("name", IN_ALL_WAYS)
-def test_and_by_one_message_of_three_ranks(name: str, data: Path, bad: Path) -> None:
+def test_and_by_one_message_of_processes(name: str, ranks: int, data: Path, bad: Path) -> None:
     arguments, message = REFUSED[name]
-    assert_refused(run(3, *SMALL, "--data", data, *arguments.format(bad).split()), message)
+    assert_refused(run(ranks, *SMALL, "--data", data, *arguments.format(bad).split()), message)
 
 
 @needs_mpi
