@@ -36,7 +36,7 @@ def test_the_readme_gives_the_two_commands() -> None:
 
 def test_the_readmes_code_runs_as_it_stands() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     code = "\n".join([*blocks, "print(float(loss), run.messages, run.bytes, run.seconds)"])
     assert "range(10)" in code
     quick = code.replace("range(10)", "range(1)")  # one epoch tells as much as ten
