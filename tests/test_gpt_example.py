@@ -123,6 +123,15 @@ def test_a_seed_repeats_a_run_and_another_gives_another(text: Path, capsys: pyte
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_half_precision_trains_as_single_does(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--text", text, "--steps", 20, "--lr", 0.02, "--quiet", "--json", "-", "--precision"]
+    half, single = (json.loads(run(capsys, *options, precision)) for precision in ("float16", "float32"))
+    assert half["validation_loss"] == pytest.approx(single["validation_loss"], abs=0.02)
+    assert half["validation_loss"] != single["validation_loss"]
+    assert half["peak_bytes"]["parameters"] * 2 == single["peak_bytes"]["parameters"]
+    assert half["peak_bytes"]["optimizer"] == 6 * half["peak_bytes"]["parameters"]  # masters, and AdamW's two averages
+
+
 # -- what it refuses ------------------------------------------------------------------------------------------------
 
 REFUSED = {

@@ -33,7 +33,7 @@ from minidist.examples.mnist import check_files, refuse_if_any, write_json
 from minidist.examples.summary import costs_of, in_words
 from minidist.mesh import AXES, Mesh
 from minidist.nn import Parameter
-from minidist.optim import AdamW, Optimizer
+from minidist.optim import AdamW, GradScaler, Optimizer, with_master_weights
 from minidist.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from minidist.parallel.tensor import vocab_parallel_cross_entropy
 from minidist.parallel.trainer import Trainer
@@ -91,12 +91,16 @@ def main(argv: list[str] | None = None) -> None:
     optimizers: list[Optimizer] = []
 
     def optimizer_of(parameters: list[Parameter]) -> Optimizer:
-        optimizers.append(AdamW(parameters, lr=args.lr))
-        return optimizers[-1]
+        optimizer: Optimizer = AdamW(parameters, lr=args.lr)
+        if any(p.dtype == np.float16 for p in parameters):
+            optimizer = with_master_weights(optimizer)
+        optimizers.append(optimizer)
+        return optimizer
 
+    scaler = GradScaler(enabled=args.precision == "float16")
     try:
         # M.2(2) Partition the model.
-        trainer = Trainer(model, optimizer_of, mesh, loss_of(mesh), **trainer_options(args, data))
+        trainer = Trainer(model, optimizer_of, mesh, loss_of(mesh), scaler=scaler, **trainer_options(args, data))
         if initial is not None:
             trainer.load_state_dict(initial)
     except (KeyError, ValueError) as error:
@@ -167,8 +171,13 @@ def size_of(model: GPT) -> int:
 
 
 def loss_of(mesh: Mesh) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean over all tokens, from logits of this rank's part of the vocabulary."""
-    return lambda logits, targets: vocab_parallel_cross_entropy(logits, targets, mesh.tp)
+    """The mean over all tokens, from logits of this rank's part of the vocabulary; in float32 at least."""
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        exact = logits if logits.dtype.itemsize >= 4 else logits.float()
+        return vocab_parallel_cross_entropy(exact, targets, mesh.tp)
+
+    return loss
 
 
 def trainer_options(args: argparse.Namespace, data: Data) -> dict[str, Any]:
@@ -265,7 +274,7 @@ def write(args: argparse.Namespace, state: dict[str, Any], config: GPTConfig, da
         return
     assert alone is not None
     model = GPT(replace(config, sequence_parallel=False, recompute=None), Mesh(alone))
-    model.to(args.precision).load_state_dict(state)
+    model.load_state_dict(state)
     prompt = data.beginning if args.generate is None else data.vocabulary.encode(args.generate)
     generator = backend.Generator(args.seed)
     tokens = generate(model, prompt[None], args.length, args.temperature, args.top_k, generator)

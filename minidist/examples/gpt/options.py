@@ -13,7 +13,7 @@ from minidist.mesh import AXES, check_shape
 from minidist.parallel.schedules import SCHEDULES
 
 EPOCHS = 3
-PRECISIONS = ("float32", "float64")
+PRECISIONS = ("float16", "float32", "float64")
 MEANING = {
     "dp": "samples: each has a share of the batch (what is left)",
     "pp": "layers: each has a stage of them",
@@ -37,7 +37,8 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
         help="scale gradients whose norm is larger than this (%(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="of initial weights, shuffling, dropout (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add("--precision", choices=PRECISIONS, default="float32", help="(%(default)s)")
+    add("--precision", choices=PRECISIONS, default="float32",
+        help="float16 is for GPUs: with float32 masters of the weights, and a scaled loss (%(default)s)")  # fmt: skip
 
     add = parser.add_argument_group("the text").add_argument
     add("--text", metavar="FILE", help="UTF-8 (the English reference of the Python language, which comes with Python)")
