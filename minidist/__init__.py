@@ -66,6 +66,7 @@ from .ops import (
     var,
     where,
 )
+from .recomputation import recompute, recompute_sequential
 from .tensor import Function, Tensor
 
 __version__ = "0.1.0"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from gradcheck import gradcheck
+from launch import ROOT
 from numpy.testing import assert_allclose, assert_array_equal
 from ranks import on_ranks
 
@@ -41,81 +43,14 @@ def windows(n: int, length: int = 16, seed: int = 0) -> np.ndarray:
 # -- against PyTorch ------------------------------------------------------------------------------------------------
 
 
-def torch_gpt(config: GPTConfig) -> Any:
-    """The same network in PyTorch, with modules of the same names. (Rotary positions by complex numbers.)"""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'minidist[peers]'")
-    nn, F = torch.nn, torch.nn.functional
-
-    def rotated(x: Any) -> Any:
-        """Pair (x[i], x[i + E/2]) as one complex number, times e**(i position frequency)."""
-        half = x.shape[-1] // 2
-        frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        angles = torch.outer(torch.arange(x.shape[-2], dtype=torch.float64), frequencies)
-        turn = torch.polar(torch.ones_like(angles), angles)
-        y = torch.complex(x[..., :half].double(), x[..., half:].double()) * turn
-        return torch.cat([y.real, y.imag], -1).to(x.dtype)
-
-    class Embed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tokens = nn.Embedding(config.vocab_size, config.width)
-            if config.positions == "learned":
-                self.positions = nn.Embedding(config.context, config.width)
-
-        def forward(self, tokens: Any) -> Any:
-            x = self.tokens(tokens)
-            return x + self.positions(torch.arange(tokens.shape[1])) if config.positions == "learned" else x
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv, self.out = nn.Linear(config.width, 3 * config.width), nn.Linear(config.width, config.width)
-
-        def forward(self, x: Any) -> Any:
-            b, t, c = x.shape
-            q, k, v = (u.view(b, t, config.heads, -1).transpose(1, 2) for u in self.qkv(x).split(c, dim=2))
-            if config.positions == "rotary":
-                q, k = rotated(q), rotated(k)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            return self.out(y.transpose(1, 2).reshape(b, t, c))
-
-    class MLP(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up = nn.Linear(config.width, config.hidden_width * (2 if config.mlp == "swiglu" else 1))
-            self.down = nn.Linear(config.hidden_width, config.width)
-
-        def forward(self, x: Any) -> Any:
-            if config.mlp == "gelu":
-                return self.down(F.gelu(self.up(x)))
-            gate, up = self.up(x).chunk(2, -1)
-            return self.down(F.silu(gate) * up)
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.attention = nn.LayerNorm(config.width), Attention()
-            self.norm2, self.mlp = nn.LayerNorm(config.width), MLP()
-
-        def forward(self, x: Any) -> Any:
-            x = x + self.attention(self.norm1(x))
-            return x + self.mlp(self.norm2(x))
-
-    model = nn.Sequential()
-    model.add_module("embed", Embed())
-    for i in range(config.layers):
-        model.add_module(f"block{i}", Block())
-    model.add_module("norm", nn.LayerNorm(config.width))
-    model.add_module("head", nn.Linear(config.width, config.vocab_size, bias=False))
-    model.head.weight = model.embed.tokens.weight
-    return model
-
-
 @BOTH
 def test_logits_and_20_steps_of_training_are_pytorchs(positions: str, mlp: str) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'minidist[peers]'")
+    sys.path.append(str(ROOT / "benchmarks"))
+    from torch_gpt import torch_gpt
+
     ours = gpt(positions=positions, mlp=mlp)
     theirs = torch_gpt(ours.config)
-    import torch
 
     with md.no_grad():  # biases and norms that do something
         for p in ours.parameters():

@@ -16,13 +16,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import minidist as md
 from minidist import backend
 from minidist.backend import Array
 from minidist.comm import Communicator
 from minidist.examples.options import OPTIMIZERS
+from minidist.examples.summary import epoch_in_words, progress
 from minidist.nn import functional as F
 from minidist.optim.clip import clip_arrays
 from minidist.parallel.branch import Branches, whole_state
@@ -91,11 +91,7 @@ def fit_with_branches(
         seconds += took
         sent += np.array([comm.record.sent_bytes, comm.record.sent_messages]) - before
         accuracy = evaluate(network, test_loader)
-        say(
-            f"epoch {epoch + 1:2}/{args.epochs}   loss {loss:.4f}   test accuracy {accuracy:6.2%}   "
-            f"{len(train[0]) / took:7,.0f} samples/s   {took:5.1f} s",
-            flush=True,
-        )
+        say(epoch_in_words(epoch, args.epochs, loss, accuracy, len(train[0]), took), flush=True)
     nbytes, messages = (md.collectives.all_reduce(comm, sent, "mean") / (args.epochs * len(loader))).tolist()
     say(f"a rank's step   sent {nbytes / 1e6:.3f} MB in {messages:.1f} messages", flush=True)
     return {
@@ -117,16 +113,7 @@ def train_epoch(
 ) -> float:
     """One pass over the training data, as on one rank; returns the mean loss, which is the same on all."""
     total = 0.0
-    with tqdm(
-        total=len(loader.labels),
-        desc=f"epoch {epoch + 1:2}/{args.epochs}",
-        unit=" samples",
-        unit_scale=True,
-        leave=False,
-        mininterval=0.25,
-        ncols=88,
-        disable=args.quiet or comm.rank != 0,
-    ) as bar:
+    with progress(len(loader.labels), epoch, args, comm) as bar:
         for images, labels in loader.epoch(epoch):
             network.zero_grad()
             for piece in range(args.accumulate):

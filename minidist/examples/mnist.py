@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import minidist as md
 from minidist import backend
@@ -33,7 +32,7 @@ from minidist.examples.on_mesh import fit_on_mesh
 from minidist.examples.options import OPTIMIZERS, SERVERS, json_name, parse
 from minidist.examples.servers import fit_with_servers
 from minidist.examples.straggler import Straggler
-from minidist.examples.summary import costs_of, in_words
+from minidist.examples.summary import costs_of, epoch_in_words, in_words, progress
 from minidist.nn import functional as F
 
 
@@ -173,11 +172,7 @@ def fit(
         seconds += took
         with meter.left_out():
             accuracy = evaluate(model, test_loader, comm)
-        say(
-            f"epoch {epoch + 1:2}/{args.epochs}   loss {loss:.4f}   test accuracy {accuracy:6.2%}   "
-            f"{len(train[0]) / took:7,.0f} samples/s   {took:5.1f} s",
-            flush=True,
-        )
+        say(epoch_in_words(epoch, args.epochs, loss, accuracy, len(train[0]), took), flush=True)
     md.parallel.assert_replicas_agree(network, comm)
     costs = costs_of(meter, comm, seconds, args.epochs * len(loaders[0]))
     say(in_words(costs), flush=True)
@@ -203,16 +198,7 @@ def train_epoch(
     """One pass over the training data; returns the mean loss over all ranks' samples. `pace` slows a straggler down."""
     total = np.zeros(2)  # the sum of the losses, and of the samples
     alone = args.local_sgd or args.diloco  # between two averages
-    with tqdm(
-        total=len(loaders[0].labels),
-        desc=f"epoch {epoch + 1:2}/{args.epochs}",
-        unit=" samples",
-        unit_scale=True,
-        leave=False,
-        mininterval=0.25,
-        ncols=88,
-        disable=args.quiet or comm.rank != 0,
-    ) as bar:
+    with progress(len(loaders[0].labels), epoch, args, comm) as bar:
         dealt = zip(*(loader.epoch(epoch) for loader in loaders), strict=True)
         for samples, parts in zip(loaders[0].batch_sizes, dealt, strict=True):
             # D.3(3) Each rank trains on its own share, in one piece or several.

@@ -7,13 +7,11 @@ import time
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
 import minidist as md
 from minidist import backend
 from minidist.comm import Communicator
 from minidist.examples.options import OPTIMIZERS
-from minidist.examples.summary import costs_of, in_words
+from minidist.examples.summary import costs_of, epoch_in_words, in_words, progress
 from minidist.nn import functional as F
 from minidist.parallel.tensor import ColumnParallelLinear, RowParallelLinear
 from minidist.parallel.trainer import Trainer
@@ -63,11 +61,7 @@ def fit_on_mesh(
         seconds += took
         with trainer.meter.left_out():
             accuracy = evaluate(trainer, test_loader)
-        say(
-            f"epoch {epoch + 1:2}/{args.epochs}   loss {loss:.4f}   test accuracy {accuracy:6.2%}   "
-            f"{len(train[0]) / took:7,.0f} samples/s   {took:5.1f} s",
-            flush=True,
-        )
+        say(epoch_in_words(epoch, args.epochs, loss, accuracy, len(train[0]), took), flush=True)
     if any(True for _ in trainer.module.parameters()):
         md.parallel.assert_replicas_agree(trainer.module, mesh.dp)
     costs = costs_of(trainer.meter, comm, seconds, args.epochs * len(loader))
@@ -110,16 +104,7 @@ def split_layers(model: md.nn.Sequential, tp: Communicator) -> md.nn.Sequential:
 def train_epoch(trainer: Trainer, loader: md.data.Loader, epoch: int, args: Any, comm: Communicator) -> float:
     """One pass over the training data; returns the mean loss."""
     total, count = 0.0, 0
-    with tqdm(
-        total=len(loader.labels),
-        desc=f"epoch {epoch + 1:2}/{args.epochs}",
-        unit=" samples",
-        unit_scale=True,
-        leave=False,
-        mininterval=0.25,
-        ncols=88,
-        disable=args.quiet or comm.rank != 0,
-    ) as bar:
+    with progress(len(loader.labels), epoch, args, comm) as bar:
         for samples, (images, labels) in zip(loader.batch_sizes, loader.epoch(epoch), strict=True):
             total += trainer.step(images, labels) * samples
             count += samples

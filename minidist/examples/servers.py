@@ -14,6 +14,7 @@ import minidist as md
 from minidist.comm import Communicator
 from minidist.examples.options import OPTIMIZERS
 from minidist.examples.straggler import Straggler
+from minidist.examples.summary import epoch_in_words
 from minidist.nn import functional as F
 from minidist.parallel.parameter_server import Expelled, ParameterServer
 
@@ -144,10 +145,7 @@ class Teller:
             self.since = now
             self.bar.clear()
             accuracy = sums[0] / max(sums[1], 1)
-            self.say(
-                f"epoch {self.epoch:2}/{self.args.epochs}   loss {self.loss:.4f}   test accuracy {accuracy:6.2%}   "
-                f"{self.samples / self.took:7,.0f} samples/s   {self.took:5.1f} s"
-            )
+            self.say(epoch_in_words(self.epoch - 1, self.args.epochs, self.loss, accuracy, self.samples, self.took))
             self.bar.reset()
             self.result = {
                 "strategy": f"parameter-server {self.args.consistency} servers={self.args.servers}",

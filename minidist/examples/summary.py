@@ -1,14 +1,37 @@
-"""What a run has cost: bytes, time and memory of a rank, from the meters of all."""
+"""What a run tells: a bar while an epoch goes on, a line for each, and what it has cost, by the meters of all ranks."""
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 import minidist as md
 from minidist.comm import Communicator
 from minidist.parallel.meter import Meter
+
+
+def progress(samples: int, epoch: int, args: argparse.Namespace, comm: Communicator) -> tqdm:
+    """A bar of so many samples, on rank 0's terminal."""
+    return tqdm(
+        total=samples,
+        desc=f"epoch {epoch + 1:2}/{args.epochs}",
+        unit=" samples",
+        unit_scale=True,
+        leave=False,
+        mininterval=0.25,
+        ncols=88,
+        disable=args.quiet or comm.rank != 0,
+    )
+
+
+def epoch_in_words(epoch: int, epochs: int, loss: float, accuracy: float, samples: int, seconds: float) -> str:
+    return (
+        f"epoch {epoch + 1:2}/{epochs}   loss {loss:.4f}   test accuracy {accuracy:6.2%}   "
+        f"{samples / seconds:7,.0f} samples/s   {seconds:5.1f} s"
+    )
 
 
 def costs_of(meter: Meter, comm: Communicator, seconds: float, steps: int) -> dict[str, Any]:

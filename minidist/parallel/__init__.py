@@ -7,6 +7,7 @@ from .context import ring_attention, ulysses_attention
 from .data import DataParallel, data_parallel
 from .experts import MixtureOfExperts
 from .local_sgd import LocalSGD, diloco, local_sgd
+from .overflow import any_rank
 from .parameter_server import ParameterServer
 from .pipeline import Pipeline
 from .replicas import ReplicasDisagree, assert_replicas_agree
@@ -43,6 +44,7 @@ __all__ = [
     "Trainer",
     "VocabParallelEmbedding",
     "VocabParallelHead",
+    "any_rank",
     "assert_replicas_agree",
     "bytes_per_rank",
     "convert_sync_batchnorm",
