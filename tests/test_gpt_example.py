@@ -15,6 +15,7 @@ import pytest
 from launch import ROOT
 
 from minidist import checkpoint
+from minidist.comm import simulate
 from minidist.examples.gpt.__main__ import main
 
 SMALL = ["--layers", "1", "--heads", "2", "--width", "16", "--context", "16", "--batch-size", "4", "--device", "cpu",
@@ -130,6 +131,34 @@ def test_half_precision_trains_as_single_does(text: Path, capsys: pytest.Capture
     assert half["validation_loss"] != single["validation_loss"]
     assert half["peak_bytes"]["parameters"] * 2 == single["peak_bytes"]["parameters"]
     assert half["peak_bytes"]["optimizer"] == 6 * half["peak_bytes"]["parameters"]  # masters, and AdamW's two averages
+
+
+@pytest.mark.parametrize(
+    "mesh, ranks",
+    [
+        ("--tp 2 --pp 2 --schedule 1f1b --microbatches 4", 4),
+        ("--pp 2 --schedule interleaved --chunks 2 --cp 2 --context-parallel ulysses --recompute whole", 4),
+        ("--tp 2 --sequence-parallel --zero 2 --recompute selective --cut bytes", 4),
+        ("--pp 3 --cut 1,3 --schedule zero-bubble --microbatches 2", 3),
+    ],
+)
+def test_ranks_of_a_mesh_say_once_what_one_rank_says(mesh: str, ranks: int, text: Path, tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    options = ["--text", text, "--layers", 2, "--steps", 6, "--precision", "float64", "--lr", 0.02, "--save"]
+    expected = run(capsys, *options, tmp_path / "one")
+    words = [*SMALL, *map(str, options), str(tmp_path / "many"), *mesh.split(), "--json", str(tmp_path / "json")]
+    simulate(lambda comm: main(words), ranks)
+    got = capsys.readouterr().out
+    losses = re.compile(r"loss .* bits a byte")
+    assert losses.findall(got) == losses.findall(expected)
+    assert got.splitlines()[0] == expected.splitlines()[0]  # as many parameters
+    assert got[got.index("\n\n") :] == expected[expected.index("\n\n") :]  # the same text, written once
+    one, many = checkpoint.load(tmp_path / "one"), checkpoint.load(tmp_path / "many")
+    assert one.keys() == many.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(many[name], array, rtol=1e-10, atol=1e-12, err_msg=name)
+    result = json.loads((tmp_path / "json").read_text())
+    assert (result["ranks"], math.prod(result["mesh"].values())) == (ranks, ranks)
 
 
 # -- what it refuses ------------------------------------------------------------------------------------------------

@@ -102,9 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         # M.2(2) Partition the model.
         trainer = Trainer(model, optimizer_of, mesh, loss_of(mesh), scaler=scaler, **trainer_options(args, data))
         if initial is not None:
-            trainer.load_state_dict(initial)
-    except (KeyError, ValueError) as error:
-        problem = f"gpt: cannot load {args.load}: {error.args[0]}" if optimizers else f"gpt: {error}"
+            load(trainer, initial, args.load)
+    except ValueError as error:
+        problem = f"gpt: {error}"
     refuse_if_any(comm, problem)
     say = print if comm.rank == 0 and not args.quiet else (lambda *_, **__: None)
     say(f"{parameters:,} {args.precision} parameters, {data.characters:,} characters, {len(data.vocabulary):,} tokens, "
@@ -187,6 +187,14 @@ def trainer_options(args: argparse.Namespace, data: Data) -> dict[str, Any]:
     sample = data.train.tokens[: samples * length].reshape(samples, length)
     options = {name: getattr(args, name) for name in ("schedule", "microbatches", "chunks", "zero", "clip")}
     return {"cut": cut, "sample": sample, "algorithm": args.sync, **options}
+
+
+def load(trainer: Trainer, state: dict[str, Any], path: str) -> None:
+    """Start from saved parameters, of whatever mesh. Errors  ValueError: they are another network's"""
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"cannot load {path}: {error.args[0]}") from None
 
 
 def fit(
