@@ -92,7 +92,8 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     if problem:
         parser.error(problem)
     args.schedule = args.schedule or "1f1b"
-    args.microbatches = args.microbatches or (1 if args.pp == 1 else 2 * args.pp)
+    if args.microbatches is None:  # no more than the least share has windows
+        args.microbatches = 1 if args.pp == 1 else min(2 * args.pp, args.batch_size // (args.dp * args.ep))
     return args
 
 
