@@ -415,6 +415,23 @@ op("scaled_dot_product_attention", normal(2, 1, 3, 4), normal(1, 2, 5, 4), norma
 op("scaled_dot_product_attention", normal(2, 3, 4), normal(2, 5, 4), normal(2, 5, 2), bools(2, 3, 5))
 _seen = given([True, False, True], [False, False, False], dtype=bool)
 op("scaled_dot_product_attention", normal(2, 2, 4), normal(2, 3, 4), normal(2, 3, 2), _seen)  # a row sees nothing
+
+
+def packed(F: Any, x: Any, heads: int, mask: Any = None, **options: Any) -> Any:
+    """packed_attention; of PyTorch, which has none, what it stands for."""
+    if hasattr(F, "packed_attention"):
+        return F.packed_attention(x, heads, mask, **options)
+    size = x.shape[-1] // 3 // heads
+    q, k, v = (t.reshape(*x.shape[:-1], heads, size).transpose(-3, -2) for t in x.split(heads * size, -1))
+    y = F.scaled_dot_product_attention(q, k, v, mask, **options)
+    return y.transpose(-3, -2).reshape(*x.shape[:-1], heads * size)
+
+
+_add("packed_attention", lambda F, x: packed(F, x, 2), (normal(2, 3, 12),))
+_add("packed_attention", lambda F, x: packed(F, x, 2, is_causal=True, scale=0.3), (normal(2, 4, 12),))
+_add("packed_attention", lambda F, x: packed(F, x, 1, is_causal=True), (normal(5, 9),))
+_add("packed_attention", lambda F, x, m: packed(F, x, 2, m), (normal(2, 3, 12), normal(3, 3)))
+_add("packed_attention", lambda F, x, m: packed(F, x, 3, m), (normal(2, 3, 9), bools(2, 3, 3, 3)))
 op("embedding", ints(5, 2, 3), normal(5, 2))
 op("embedding", ints(3, 7), normal(3, 2), padding_idx=1, check=False)
 op("embedding", ints(3, 7), normal(3, 2), padding_idx=-1, check=False)

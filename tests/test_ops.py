@@ -16,7 +16,7 @@ from op_cases import CASES, Case
 import minidist as md
 from minidist import backend, ops
 from minidist.backend import Generator, manual_seed
-from minidist.ops.erf import erf
+from minidist.ops.normal import normal, scratch_for
 from minidist.tensor import Tensor
 
 each_case = pytest.mark.parametrize("case", CASES, ids=[c.id for c in CASES])
@@ -136,26 +136,43 @@ def test_nothing_goes_between_host_and_device(case: Case, double: Any) -> None:
     assert (double.to_device, double.to_host) == (0, 0)
 
 
-# -- erf ------------------------------------------------------------------------------------------------------------
+# -- the normal distribution ----------------------------------------------------------------------------------------
 
 
-def test_erf_agrees_with_maths(device: str) -> None:
-    x = np.concatenate([np.linspace(-7, 7, 20_001), [0.46875, -0.46875, 1e-300, -1e-8, math.inf, -math.inf]])
-    exact = np.array([math.erf(v) for v in x])
-    got = backend.to_numpy(erf(backend.to(x, device)))
-    assert_allclose(got, exact, rtol=1e-15, atol=1e-300)
-    x32 = x.astype(np.float32)
-    got = backend.to_numpy(erf(backend.to(x32, device)))
-    assert got.dtype == np.float32
-    assert_allclose(got, [math.erf(v) for v in x32.astype(float)], rtol=4e-7)
-    assert_array_equal(got[np.abs(x32) > 4.5], np.sign(x32[np.abs(x32) > 4.5]))
-    assert np.isnan(backend.to_numpy(erf(backend.to(np.array([np.nan]), device)))).all()
+def test_normal_distribution_agrees_with_maths(device: str) -> None:
+    x = np.concatenate([np.linspace(-9, 9, 20_001), [0.6629, -0.6629, 1e-300, -1e-8, 40, -40, 1e15, math.inf, -math.inf]])
+    for dtype, tolerance in [(np.float64, 4e-16), (np.float32, 2e-7)]:
+        x = x.astype(dtype)
+        exact = [(math.erfc(-v / math.sqrt(2)) / 2, math.exp(-v * v / 2) / math.sqrt(2 * math.pi)) for v in x.tolist()]
+        on_device = backend.to(x, device)
+        for got, expected in zip(normal(on_device, scratch_for(on_device)), zip(*exact)):
+            assert got.dtype == dtype
+            assert_allclose(backend.to_numpy(got), expected, rtol=0, atol=tolerance)
+    nan = backend.to(np.full(3, np.nan, np.float32), device)
+    assert all(np.isnan(backend.to_numpy(a)).all() for a in normal(nan, scratch_for(nan)))
 
 
-def test_erf_of_large_strided_arrays_keeps_every_element_in_its_place() -> None:
-    x = np.random.default_rng(0).normal(size=(300, 200))
-    assert_array_equal(erf(x.T), erf(np.ascontiguousarray(x.T)))
-    assert_array_equal(erf(x)[123], erf(x[123]))
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 2e-7), (np.float64, 1e-15)])
+def test_gelu_is_exact_over_its_range(dtype: Any, tolerance: float) -> None:
+    x = np.linspace(-8, 8, 100_001).astype(dtype)
+    exact = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x.astype(float)]
+    assert_allclose(ops.gelu(Tensor(x)).numpy(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_activations_of_large_arrays_keep_every_element_in_its_place(name: str) -> None:
+    function = getattr(ops, name)
+    x, dy = np.random.default_rng(0).normal(size=(2, 300, 400))  # several pieces
+    for array in (x, x.T, np.asfortranarray(x), x[:, ::2]):
+        whole = Tensor(array, requires_grad=True)
+        weights = dy.reshape(-1)[: array.size].reshape(array.shape)
+        y = function(whole)
+        y.backward(weights)
+        for i in (0, 123, -1):
+            row = Tensor(array[i].copy(), requires_grad=True)
+            function(row).backward(weights[i])
+            assert_allclose(y.numpy()[i], function(row).numpy(), rtol=1e-12)
+            assert_allclose(whole.grad.numpy()[i], row.grad.numpy(), rtol=1e-12)
 
 
 # -- convolution ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..tensor import Tensor
 from .activation import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
-from .attention import scaled_dot_product_attention
+from .attention import packed_attention, scaled_dot_product_attention
 from .conv import conv2d
 from .dropout import dropout
 from .elementwise import (

@@ -24,10 +24,17 @@ def _row_dot(a: Array, b: Array) -> Array:
     return namespace(a).einsum("ij,ij->i", a, b)[:, None]
 
 
-def _row_mean(a: Array) -> Array:
-    """The mean of each row, as a column. A matrix product takes a third of the time of `mean`."""
+def _row_mean(a: Array, w: Array | None = None) -> Array:
+    """The mean of each row (of a * w), as a column. A matrix product takes a third of the time of `mean`."""
     n = a.shape[1]
-    return a @ namespace(a).full((n, 1), 1 / max(n, 1), a.dtype)
+    weights = namespace(a).full((n, 1), 1 / max(n, 1), a.dtype) if w is None else (w / n)[:, None]
+    return a @ weights
+
+
+def _column_sum(a: Array, out: Array | None = None) -> Array:
+    """The sum of the rows. A matrix product takes a quarter of the time of `sum`."""
+    xp = namespace(a)
+    return xp.matmul(xp.ones(len(a), a.dtype), a, out=out)
 
 
 class LayerNorm(Function):
@@ -39,31 +46,34 @@ class LayerNorm(Function):
 
     def forward(self, x: Array, w: Array | None, b: Array | None, shape: Shape, eps: float) -> Array:
         self.shape, n = shape, math.prod(shape)
+        xp = namespace(x)
         rows = wide(x).reshape(-1, n)
         x_hat = rows - _row_mean(rows)
-        sigma = namespace(x).sqrt(_row_dot(x_hat, x_hat) / n + eps)
+        sigma = xp.sqrt(_row_dot(x_hat, x_hat) / n + eps)
         x_hat *= 1 / sigma
         self.save(x_hat, sigma, w)
         y = x_hat if w is None else x_hat * w.reshape(n)
         if b is not None:
-            y = y + b.reshape(n) if w is None else namespace(x).add(y, b.reshape(n), out=y)
+            y = y + b.reshape(n) if w is None else xp.add(y, b.reshape(n), out=y)
         return y.reshape(x.shape).astype(x.dtype, copy=y is x_hat)  # never the saved array itself
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
         x_hat, sigma, w = self.saved
+        xp = namespace(dy)
         rows, n = wide(dy).reshape(x_hat.shape), x_hat.shape[1]
+        w = None if w is None else w.reshape(n)
+        product = rows * x_hat
         dx = dw = db = None
+        if self.needs[1]:
+            dw = _column_sum(product).reshape(self.shape).astype(dy.dtype, copy=False)
+        if self.needs[2]:
+            db = _column_sum(rows).reshape(self.shape).astype(dy.dtype, copy=False)
         if self.needs[0]:
-            g = rows if w is None else rows * w.reshape(n)
-            dx = x_hat * (_row_dot(g, x_hat) / -n)
-            dx += g
-            dx -= _row_mean(g)
+            dx = xp.multiply(x_hat, -_row_mean(product, w), out=product)
+            dx += rows if w is None else rows * w
+            dx -= _row_mean(rows, w)
             dx *= 1 / sigma
             dx = dx.reshape(dy.shape).astype(dy.dtype, copy=False)
-        if self.needs[1]:
-            dw = namespace(dy).einsum("ij,ij->j", rows, x_hat).reshape(self.shape).astype(dy.dtype, copy=False)
-        if self.needs[2]:
-            db = rows.sum(axis=0).reshape(self.shape).astype(dy.dtype, copy=False)
         return dx, dw, db
 
 
