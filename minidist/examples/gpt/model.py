@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -193,30 +194,30 @@ class Attention(Module):
         self.out = RowParallelLinear(config.width, config.width, mesh.tp, sequence_parallel=split)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        # 1. Queries, keys and values, and where they stand.
         qkv = self.qkv(x)
-        b, t, c = qkv.shape
         if self.config.positions == "rotary":
             start = cache.length if cache is not None else 0
-            places = start + zigzag_positions(t * self.cp.size, self.cp.size, self.cp.rank)
+            places = start + zigzag_positions(qkv.shape[1] * self.cp.size, self.cp.size, self.cp.rank)
             qkv = rotary(qkv, self.heads, places)
-        # 2. Part the heads: (B, heads / tp, T / cp, E) each.
-        q, k, v = (u.reshape(b, t, self.heads, -1).transpose(1, 2) for u in qkv.split(c // 3, -1))
-        if cache is not None:
-            k, v = cache.extended(k, v)
-        # 3. Attend, and put the heads side by side again.
-        y = recompute(self._attend, q, k, v) if self.recomputed == "core" else self._attend(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(b, t, c // 3))
+        attend = partial(recompute, self._attend) if self.recomputed == "core" else self._attend
+        return self.out(attend(qkv, cache))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        b, heads, t, _ = q.shape
-        if t < k.shape[2]:  # in generation: the newest of a longer sequence
+    def _attend(self, qkv: Tensor, cache: Cache | None) -> Tensor:
+        """(B, T / cp, 3 width / tp) -> (B, T / cp, width / tp)"""
+        b, t, c = qkv.shape
+        if cache is None and self.cp.size == 1:
+            drop = None
+            if self.training and self.config.dropout:
+                drop = sharded_mask(qkv.data, self.config.dropout, (b, self.heads, t, t), self.tp, 1)
+            return F.packed_attention(qkv, self.heads, is_causal=True, drop=drop)
+        q, k, v = (u.reshape(b, t, self.heads, -1).transpose(1, 2) for u in qkv.split(c // 3, -1))
+        if cache is None:
+            y = CONTEXT_PARALLEL[self.config.context_parallel](q, k, v, self.cp)
+        else:  # the newest tokens, of a longer sequence
+            k, v = cache.extended(k, v)
             mask = np.tri(t, k.shape[2], k.shape[2] - t, dtype=bool)
-            return F.scaled_dot_product_attention(q, k, v, Tensor(backend.to(mask, q.device)))
-        if self.training and self.config.dropout and self.cp.size == 1:
-            drop = sharded_mask(q.data, self.config.dropout, (b, heads, t, t), self.tp, 1)
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, drop=drop)
-        return CONTEXT_PARALLEL[self.config.context_parallel](q, k, v, self.cp)
+            y = F.scaled_dot_product_attention(q, k, v, Tensor(backend.to(mask, q.device)))
+        return y.transpose(1, 2).reshape(b, t, c // 3)
 
 
 class MLP(Module):
