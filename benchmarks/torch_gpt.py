@@ -52,8 +52,8 @@ def torch_gpt(config: Any) -> nn.Sequential:
             self.down = nn.Linear(config.hidden_width, config.width)
 
         def forward(self, x: Any) -> Any:
-            if config.mlp == "gelu":
-                return self.down(F.gelu(self.up(x)))
+            if config.mlp != "swiglu":
+                return self.down(F.gelu(self.up(x), approximate="none" if config.mlp == "gelu-erf" else "tanh"))
             gate, up = self.up(x).chunk(2, -1)
             return self.down(F.silu(gate) * up)
 

@@ -27,7 +27,7 @@ from minidist.parallel.whole import splits_of
 from minidist.parallel.zigzag import zigzag_take
 
 SMALL = dict(vocab_size=61, context=16, layers=2, heads=3, width=24)
-BOTH = pytest.mark.parametrize("positions, mlp", [("learned", "gelu"), ("rotary", "swiglu")])
+BOTH = pytest.mark.parametrize("positions, mlp", [("learned", "gelu"), ("learned", "gelu-erf"), ("rotary", "swiglu")])
 
 
 def gpt(**options: Any) -> GPT:
@@ -181,7 +181,7 @@ def test_attention_with_dropout_is_the_fused_one_where_nothing_is_dropped() -> N
         ({"experts": 2, "mlp": "swiglu"}, "experts 2 with mlp 'swiglu'"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"positions": "sine"}, "positions 'sine': choose learned, rotary"),
-        ({"mlp": "relu"}, "mlp 'relu': choose gelu, swiglu"),
+        ({"mlp": "relu"}, "mlp 'relu': choose gelu, gelu-erf, swiglu"),
         ({"recompute": "all"}, "recompute 'all': choose None, selective, whole"),
         ({"width": 9, "positions": "rotary"}, "heads of 3"),
     ],

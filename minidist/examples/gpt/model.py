@@ -52,7 +52,7 @@ BALANCE = 0.01  # what the auxiliary loss of a layer of experts counts for
 CONTEXT_PARALLEL = {"ring": ring_attention, "ulysses": ulysses_attention}
 CHOICES = {
     "positions": ("learned", "rotary"),
-    "mlp": ("gelu", "swiglu"),
+    "mlp": ("gelu", "gelu-erf", "swiglu"),
     "recompute": (None, "selective", "whole"),
     "context_parallel": tuple(CONTEXT_PARALLEL),
 }
@@ -70,6 +70,7 @@ class GPTConfig:
     sequence_parallel  between the split layers each tp rank has a part of the sequence
     recompute          in backward, once more, what forward does not keep: "selective" the insides of the attention,
                        "whole" all of a block
+    mlp                "gelu" by tanh, as GPT-2 has it; "gelu-erf", the exact one; or "swiglu"
     context_parallel   how attention goes along cp: "ring" or "ulysses"
     Errors             ValueError: a number below its least, a choice that there is not, a width of no whole heads,
                        experts that are no GELU MLPs
@@ -109,7 +110,7 @@ class GPTConfig:
 
     @property
     def hidden_width(self) -> int:
-        return self.hidden or (4 * self.width if self.mlp == "gelu" else 8 * self.width // 3)
+        return self.hidden or (8 * self.width // 3 if self.mlp == "swiglu" else 4 * self.width)
 
 
 class Embed(Module):
@@ -224,7 +225,7 @@ class MLP(Module):
     """y = down(gelu(up(x))); SwiGLU: down(silu(gate(x)) * up(x)), `up` then holding gate and up in one."""
 
     def __init__(self, config: GPTConfig, mesh: Mesh):
-        self.gated = config.mlp == "swiglu"
+        self.gated, self.approximate = config.mlp == "swiglu", "none" if config.mlp == "gelu-erf" else "tanh"
         hidden, split, blocks = config.hidden_width, config.sequence_parallel, 2 if self.gated else 1
         self.up = ColumnParallelLinear(config.width, blocks * hidden, mesh.tp, sequence_parallel=split, blocks=blocks)
         self.down = RowParallelLinear(hidden, config.width, mesh.tp, sequence_parallel=split)
@@ -232,7 +233,7 @@ class MLP(Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)
         if not self.gated:
-            return self.down(F.gelu(h))
+            return self.down(F.gelu(h, self.approximate))
         gate, up = h.chunk(2, -1)
         return self.down(F.silu(gate) * up)
 
