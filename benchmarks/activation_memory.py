@@ -6,7 +6,7 @@ A stack of pre-norm blocks (GPT-2's, with dropout), float32, one thread; as/h (b
 way of keeping less:
 
     none    keep all that backward needs
-    core    Module.recompute_("core"): of attention not its weights and their mask, which grow with s²
+    core    Module.recompute_("core"): of attention not its weights and their mask, which grow with s², nor its result
     all     block.recompute_(): of each block its input only
     sqrt    recompute_sequential, in about sqrt(L) segments of several blocks: of each segment its input only
 
@@ -14,17 +14,17 @@ What to expect. Per block, with s tokens in each of b sequences, width h, a head
 
     layer norms    x̂ of each, and σ of each row                                            2 + 2 / h
     attention      the input of q, k, v; these; the weights and their mask, as² b each;    1 + 3 + 2 as / h
-                   the output's input, and the mask after it                               1 + 1
-    MLP            its input; of GELU x and Φ(x); the second layer's input; the mask       1 + 4 + 4 + 4 + 1
+                   its result; that of all heads side by side, and the mask after it       1 + 1 + 1
+    MLP            its input; GELU's slope; the second layer's input; the mask             1 + 4 + 4 + 1
 
-    none    sbh (22 + 2 as/h) + 2 sb    numbers, in float32  sbh (88 + 8 as/h) + 8 sb bytes
-    core    sbh  22           + 2 sb                         sbh  88           + 8 sb
+    none    sbh (19 + 2 as/h) + 2 sb    numbers, in float32  sbh (76 + 8 as/h) + 8 sb bytes
+    core    sbh  18           + 2 sb                         sbh  72           + 8 sb
     all     sbh                                              sbh   4
     sqrt    sbh, of every segment instead of every block
 
 Korthikanti et al. count sbh (34 + 5 as/h) bytes, 34 sbh with the core recomputed and 2 sbh with all, in 16 bits, with
 masks of one byte each, the input of a softmax beside its output, and the inputs of layer norms in the place of x̂. In
-16 bits ours would be sbh (48 + 4 as/h) + 8 sb: masks are numbers, and x̂ stays in float32.
+16 bits ours would be sbh (42 + 4 as/h) + 8 sb: masks are numbers, and x̂ stays in float32.
 
 Recomputing all costs a forward more: 4/3 of the time, if backward takes twice a forward's. The core takes s / (6 h + s)
 of a block's products, and element by element more than that: softmax and random numbers.
@@ -66,7 +66,8 @@ def formula(kind: str, layers: int, s: int, b: int, h: int, a: int) -> int:
         return 4 * s * b * h * layers
     if kind == "sqrt":
         return 4 * s * b * h * segments(layers)
-    return 4 * layers * (22 * s * b * h + 2 * s * b + (2 * a * s * s * b if kind == "none" else 0))
+    numbers = 18 * s * b * h + 2 * s * b
+    return 4 * layers * (numbers + (s * b * h + 2 * a * s * s * b if kind == "none" else 0))
 
 
 def segments(layers: int) -> int:
