@@ -8,10 +8,9 @@ by the simulator. Under `mpirun -n 4 python -m pytest tests` the same bodies run
 ranks, and the tests without on_ranks are left out. There a test that fails on one rank fails on all: a rank waits for
 another no longer than DEADLINE, and after each body the ranks tell rank 0 how it went.
 
-    @on_ranks(1, 2, 3, 4, 5, seeds=1, real=[3])
-
-For a long table, most of whose rows go the same way through the code that communicates: one interleaving per size, and
-of these sizes only 3 under mpirun, where the processes share the cores and a body takes several times as long.
+`@on_ranks(1, 2, 3, 4, seeds=1)`: one interleaving per size, for a long table whose rows communicate alike.
+`from ranks import once_on_ranks as on_ranks`: simulated as ever, but under mpirun on one of the sizes only; for what is
+made of collectives and messages that other tests run on real ranks of all sizes.
 
 Composes with pytest's parametrize and, in either order, with hypothesis' @given (which draws the same on every rank).
 """
@@ -39,10 +38,10 @@ REPORT_BYTES = 4000  # of the traceback that a failing rank tells the others
 Body = Callable[..., None]
 
 
-def on_ranks(*sizes: int, seeds: int = SEEDS, real: Sequence[int] | None = None) -> Callable[[Body], Body]:
+def on_ranks(*sizes: int, seeds: int = SEEDS, once: bool = False) -> Callable[[Body], Body]:
     """Give the test's argument `comm` a communicator of each of these sizes in turn.
 
-    seeds: interleavings of each size that are simulated.   real: the sizes under mpirun; None: the same
+    seeds: interleavings of each size that are simulated.   once: under mpirun take one of the sizes
     """
 
     def decorate(test: Body) -> Body:
@@ -57,14 +56,20 @@ def on_ranks(*sizes: int, seeds: int = SEEDS, real: Sequence[int] | None = None)
             test = on_all_ranks
         else:
             given.inner_test = on_all_ranks
-        return pytest.mark.ranks(pytest.mark.parametrize("comm", _choices(sizes, seeds, real), ids=str)(test))
+        return pytest.mark.ranks(pytest.mark.parametrize("comm", _choices(sizes, seeds, once), ids=str)(test))
 
     return decorate
 
 
-def _choices(sizes: Sequence[int], seeds: int, real: Sequence[int] | None) -> list[Ranks]:
+once_on_ranks = functools.partial(on_ranks, once=True)
+
+
+def _choices(sizes: Sequence[int], seeds: int, once: bool) -> list[Ranks]:
     if UNDER_MPIRUN:
-        return [RealRanks(size) for size in (sizes if real is None else real) if size <= world().size]
+        fitting = [size for size in sizes if size <= world().size]
+        if once:  # 3, which is no power of two, or else the largest
+            fitting = [3] if 3 in fitting else sorted(fitting)[-1:]
+        return [RealRanks(size) for size in fitting]
     return [SimulatedRanks(size, seed) for size in sizes for seed in range(seeds if size > 1 else 1)]
 
 

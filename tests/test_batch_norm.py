@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from ranks import on_ranks
+from ranks import once_on_ranks as on_ranks
 
 import minidist as md
 from minidist.comm import Communicator, simulate

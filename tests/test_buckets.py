@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from ranks import on_ranks
+from ranks import once_on_ranks as on_ranks
 from test_data_parallel import (
     LABELS,
     LR,

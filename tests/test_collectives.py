@@ -70,7 +70,7 @@ def test_every_algorithm_has_numpys_result_for_every_length(comm, operation, alg
 
 
 @every_algorithm()
-@on_ranks(3, 4, seeds=1, real=[3])
+@on_ranks(3, 4, seeds=1, once=True)
 def test_every_algorithm_takes_every_dtype(comm, operation, algorithm):
     for dtype in [*DTYPES, "uint16", "uint32", "uint64", "longdouble", ">f4"]:
         problem = Problem(operation, comm.size, (7,), dtype, root=1)
@@ -79,7 +79,7 @@ def test_every_algorithm_takes_every_dtype(comm, operation, algorithm):
 
 @every_algorithm(*REDUCING)
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "float32", "complex128"])
-@on_ranks(*FEW, seeds=1, real=[3])
+@on_ranks(*FEW, seeds=1, once=True)
 def test_every_algorithm_combines_by_every_op(comm, operation, algorithm, dtype):
     for op in ops_of(dtype):
         problem = Problem(operation, comm.size, (13,), dtype, op, root=comm.size - 1)
@@ -87,7 +87,7 @@ def test_every_algorithm_combines_by_every_op(comm, operation, algorithm, dtype)
 
 
 @every_algorithm()
-@on_ranks(1, 3, 4, seeds=1, real=[3])
+@on_ranks(1, 3, 4, seeds=1, once=True)
 def test_bfloat16_travels_and_adds_up(comm, operation, algorithm):
     pytest.importorskip("ml_dtypes")
     for op in ops_of("float32") if operation in REDUCING else ["sum"]:
@@ -180,7 +180,7 @@ def test_any_problem_has_numpys_result(comm, operation, which, shape, counts, dt
 
 
 @every_algorithm()
-@on_ranks(2, 3, 4, real=[4])
+@on_ranks(2, 3, 4, once=True)
 def test_arrays_of_many_kilobytes_that_begin_anywhere_in_a_cache_line(comm, operation, algorithm):
     for offset in (0, 1, 3):
         problem = Problem(operation, comm.size, (20_003,), "float64", root=1)
@@ -447,7 +447,7 @@ def test_barriers_follow_one_another(comm, operation, algorithm):
 
 @every_algorithm()
 @pytest.mark.parametrize("segment", [1, 64, 107])
-@on_ranks(1, 3, 4, real=[3])
+@on_ranks(1, 3, 4, once=True)
 def test_cutting_messages_into_segments_changes_no_bit(comm, operation, algorithm, segment):
     problem = Problem(operation, comm.size, (67,), root=1 % comm.size)
     array = np.random.default_rng(comm.rank).standard_normal(problem.array(0).shape).astype(np.float32)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from ranks import on_ranks
+from ranks import once_on_ranks as on_ranks
 
 import minidist as md
 from minidist.comm import Communicator, Network, simulate
@@ -83,7 +83,7 @@ def test_what_was_not_sent_is_remembered_to_the_last(comm: Communicator, name: s
 
 
 @every_one
-@on_ranks(1, 2, 3, 4, seeds=1, real=[3])
+@on_ranks(1, 2, 3, 4, seeds=1)
 def test_training_reaches_what_whole_gradients_reach(comm: Communicator, name: str) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
@@ -299,7 +299,7 @@ def test_what_cannot_be_is_refused(name: str, message: str) -> None:
 
 @every_one
 @pytest.mark.parametrize("zero", [1, 2, 3])
-@on_ranks(1, 2, 3, 4, seeds=1, real=[3])
+@on_ranks(1, 2, 3, 4, seeds=1)
 def test_sharding_changes_not_a_bit(comm: Communicator, zero: int, name: str) -> None:
     """But for what looks at all gradients at once, which with zero=3 are those of a layer."""
 

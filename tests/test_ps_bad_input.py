@@ -11,7 +11,7 @@ import ps_cases
 import pytest
 from numpy.testing import assert_array_equal
 from ps_cases import KINDS, Served, by_hand, fields_of, header, send_raw
-from ranks import on_ranks
+from ranks import once_on_ranks as on_ranks
 
 from minidist.comm import Communicator, simulate
 from minidist.parallel.parameter_server import Expelled, Refused, Server, Stretch, Worker

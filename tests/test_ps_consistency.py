@@ -23,7 +23,7 @@ from ps_cases import (
     initial,
     one_rank,
 )
-from ranks import on_ranks
+from ranks import once_on_ranks as on_ranks
 
 import minidist as md
 from minidist.comm import Communicator, Network, simulate

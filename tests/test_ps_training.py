@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from ps_cases import LABELS, N, X, initial, one_rank
-from ranks import on_ranks
+from ranks import once_on_ranks as on_ranks
 
 import minidist as md
 from minidist.comm import Communicator, Network, simulate
