@@ -17,7 +17,7 @@ from minidist.nn import functional as F
 from minidist.parallel import ReplicasDisagree, assert_replicas_agree, data_parallel
 
 IN, HIDDEN, OUT = 6, 5, 4
-STEPS, LR = 13, 0.02  # an epoch of the smallest batches, and a step of the next
+STEPS, LR = 16, 0.02  # more than an epoch of the smallest batches
 N = 23  # samples: no batch size below divides it
 X = np.random.default_rng(0).standard_normal((N, IN))
 LABELS = np.random.default_rng(1).integers(0, OUT, N)
