@@ -241,6 +241,7 @@ for equation, *shapes in [
     _add("einsum", lambda F, *xs, e=equation: F.einsum(e, *xs), tuple(normal(*s) for s in shapes))
 op("linear", normal(4, 3), normal(2, 3))
 op("linear", normal(4, 3), normal(2, 3), normal(2))
+op("linear", normal(2, 3), normal(4, 3), normal(4))
 op("linear", normal(2, 4, 3), normal(2, 3), normal(2))
 op("linear", normal(3), normal(2, 3), normal(2))
 op("linear", normal(0, 3), normal(2, 3), normal(2))

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..backend import Array, namespace
 from ..tensor import Function, Tensor
-from . import normal
 from .common import to_float, wide
+from .normal import normal
 from .pieces import pieces, scratch
 
 
@@ -81,38 +81,32 @@ class LeakyReLU(Function):
 class Smooth(Function):
     """y = f(x).   dx = dy * f'(x), which forward calculates beside f(x): the two share most of their steps.
 
-    A subclass gives the steps. They are done in pieces, in memory that is there already.
+    A subclass gives the steps. They are done in pieces that stay in the cache, in memory that is there already.
     """
 
     def forward(self, x: Array) -> Array:
-        dtype, x = x.dtype, wide(x)
+        dtype, x, xp = x.dtype, wide(x), namespace(x)
         # What runs down the columns (see Linear) is gone through in that order, and so is what comes of it.
         self.turned = x.flags.f_contiguous and not x.flags.c_contiguous
         x = x.T if self.turned else x
-        xp = namespace(x)
         y = xp.empty(x.shape, x.dtype)
         slope = xp.empty(x.shape, x.dtype) if self.recording else y
-        scratch = None
+        a = b = None
         with np.errstate(over="ignore"):  # where something overflows, what is made of it is right: tanh(inf), 1 / inf
             for x_piece, y_piece, slope_piece in pieces(x, y, slope):
-                scratch = self.scratch(x_piece) if scratch is None else scratch[:, : x_piece.size]
-                self.steps(x_piece, y_piece, slope_piece, scratch)
+                if a is None or a.size != x_piece.size:
+                    a, b = scratch(x_piece), scratch(x_piece)
+                self.steps(x_piece, y_piece, slope_piece if self.recording else None, a, b)
         self.save(slope.astype(dtype, copy=False))
         return (y.T if self.turned else y).astype(dtype, copy=False)
 
     def backward(self, dy: Array) -> tuple[Array]:
         (slope,) = self.saved
-        dy = dy.T if self.turned else dy
-        dx = dy * slope
-        return (dx.T if self.turned else dx,)
-
-    def scratch(self, x: Array) -> Array:
-        """Scratch memory for the steps (rows, n)."""
-        return scratch(x, 2)
+        return (dy * (slope.T if self.turned else slope),)
 
     @abstractmethod
-    def steps(self, x: Array, y: Array, slope: Array, scratch: Array) -> None:
-        """Write f(x) into y and then, if `self.recording`, f'(x) into slope. All are flat but scratch (rows, n)."""
+    def steps(self, x: Array, y: Array, slope: Array | None, a: Array, b: Array) -> None:
+        """Write f(x) into y and, unless it is None, f'(x) into slope. a and b are scratch; all are flat."""
 
 
 class GELU(Smooth):
@@ -121,62 +115,57 @@ class GELU(Smooth):
     dx = dy * (Φ(x) + x φ(x)), where φ is its density
     """
 
-    def scratch(self, x: Array) -> Array:
-        return normal.scratch_for(x)
-
-    def steps(self, x: Array, y: Array, slope: Array, scratch: Array) -> None:
+    def steps(self, x: Array, y: Array, slope: Array | None, a: Array, b: Array) -> None:
         xp = namespace(x)
-        cdf, density = normal.normal(x, scratch, self.recording)
-        xp.multiply(x, cdf, out=y)
-        if density is not None:
-            xp.multiply(x, density, out=slope)
-            xp.add(slope, cdf, out=slope)
+        normal(x, cdf=a, density=b, with_density=slope is not None)
+        xp.multiply(x, a, out=y)
+        if slope is not None:
+            b *= x
+            xp.add(b, a, out=slope)
 
 
 class TanhGELU(Smooth):
-    """y = x s, where s = (1 + tanh(k x (1 + a x²))) / 2, k = √(2/π), a = 0.044715: close to GELU, in fewer steps.
+    """y = x s, where s = (1 + tanh(k x (1 + c x²))) / 2, k = √(2/π), c = 0.044715: close to GELU, in fewer steps.
 
-    dx = dy * (s + x s'), where s' = 2 s (1 - s) k (1 + 3 a x²)
+    dx = dy * (s + (1 - s) q), where q = x s (2 k + 6 k c x²)
     """
 
-    k, a = math.sqrt(2 / math.pi), 0.044715
+    k, c = math.sqrt(2 / math.pi), 0.044715
 
-    def steps(self, x: Array, y: Array, slope: Array, scratch: Array) -> None:
+    def steps(self, x: Array, y: Array, slope: Array | None, a: Array, b: Array) -> None:
         xp = namespace(x)
-        s, square = scratch
-        xp.multiply(x, x, out=square)
-        xp.multiply(square, self.k * self.a, out=s)
-        xp.add(s, self.k, out=s)
-        xp.multiply(s, x, out=s)
+        square = xp.multiply(x, x, out=b)
+        s = xp.multiply(square, self.k * self.c, out=a)
+        s += self.k
+        s *= x
         xp.tanh(s, out=s)
-        xp.multiply(s, 0.5, out=s)
-        xp.add(s, 0.5, out=s)
+        s *= 0.5
+        s += 0.5
         xp.multiply(x, s, out=y)
-        if self.recording:  # as 1 - (1 - s) (1 - q), q = x s (2 k + 6 k a x²)
-            xp.multiply(square, 6 * self.k * self.a, out=slope)
-            xp.add(slope, 2 * self.k, out=slope)
-            xp.multiply(slope, y, out=slope)
-            xp.subtract(1, slope, out=slope)
+        if slope is not None:  # s + (1 - s) q = 1 - (1 - s) (1 - q)
+            q = xp.multiply(square, -6 * self.k * self.c, out=b)
+            q -= 2 * self.k
+            q *= y
+            q += 1
             xp.subtract(1, s, out=s)
-            xp.multiply(slope, s, out=slope)
-            xp.subtract(1, slope, out=slope)
+            q *= s
+            xp.subtract(1, q, out=slope)
 
 
 class SiLU(Smooth):
     """y = x σ(x), σ(x) = 1 / (1 + exp(-x)).   dx = dy * (σ(x) + y (1 - σ(x)))"""
 
-    def steps(self, x: Array, y: Array, slope: Array, scratch: Array) -> None:
+    def steps(self, x: Array, y: Array, slope: Array | None, a: Array, b: Array) -> None:
         xp = namespace(x)
-        s = scratch[0]
-        xp.negative(x, out=s)
+        s = xp.negative(x, out=a)
         xp.exp(s, out=s)
-        xp.add(s, 1, out=s)
+        s += 1
         xp.reciprocal(s, out=s)
         xp.multiply(x, s, out=y)
-        if self.recording:
-            xp.subtract(1, s, out=slope)
-            xp.multiply(slope, y, out=slope)
-            xp.add(slope, s, out=slope)
+        if slope is not None:
+            xp.subtract(1, s, out=b)
+            b *= y
+            xp.add(b, s, out=slope)
 
 
 class Softplus(Function):

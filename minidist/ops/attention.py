@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import Array, Shape, namespace
+from ..backend import Array, Shape, namespace, on_gpu
 from ..tensor import Function, Tensor
 from .common import same_dtype, unbroadcast, wide
 from .dropout import dropout_mask
@@ -87,12 +87,9 @@ class PackedAttention(Function):
 
 def by_head(x: Array, heads: int, parts: int) -> Array:
     """Views (parts, ..., heads, T, E) of what lies side by side in x (..., T, parts * heads * E)."""
-    *lead, _ = x.shape
-    return namespace(x).moveaxis(x.reshape(*lead, parts, heads, -1), (-3, -2), (0, -3))
-
-
-# Scores and weights are held transposed, (..., S, L), keys by queries: to find the largest of each column, all columns
-# at once, takes a quarter of the time of finding the largest of each row.
+    *lead, length, _ = x.shape
+    n = len(lead)
+    return x.reshape(*lead, length, parts, heads, -1).transpose(n + 1, *range(n), n + 2, n, n + 3)
 
 
 def _T(x: Array) -> Array:
@@ -101,19 +98,38 @@ def _T(x: Array) -> Array:
 
 def attention_weights(q: Array, k: Array, mask: Array | None, scale: float, is_causal: bool) -> Array:
     """p   (..., S, L)"""
-    xp = namespace(q)
-    # 1. Scores, -inf where a query must not look.
-    p = wide(k @ _T(q * scale))
-    if is_causal:
-        p += xp.tril(xp.full(p.shape[-2:], -math.inf, p.dtype), -1)
-    if mask is not None:
-        p += _T(xp.where(mask, 0.0, -math.inf).astype(p.dtype) if mask.dtype == bool else mask)
-    # 2. Softmax, in place. A query that may look nowhere has the largest score -inf and the sum 0: it gets p = 0.
-    p -= xp.maximum(p.max(axis=-2, keepdims=True), float(np.finfo(p.dtype).min))
-    xp.exp(p, out=p)
-    total = p.sum(axis=-2, keepdims=True)
-    p *= 1 / (total + (total == 0))
+    scores = masked_scores(q, k, mask, scale, is_causal)
+    if not on_gpu(q):
+        # Mostly scores are moderate, and sums of exponentials too: then to subtract the largest score first, which
+        # takes as long as the rest, changes nothing. (On a GPU the host would have to wait for the answer.)
+        with np.errstate(over="ignore"):
+            p, total = _exponentials(scores)
+        if total.size and total.min() > 1e-20 and total.max() < 1e20:
+            p *= 1 / total
+            return p.astype(q.dtype, copy=False)
+        scores = masked_scores(q, k, mask, scale, is_causal)
+    scores -= namespace(q).maximum(scores.max(axis=-2, keepdims=True), float(np.finfo(scores.dtype).min))
+    p, total = _exponentials(scores)
+    p *= 1 / (total + (total == 0))  # a query that may look nowhere gets p = 0: its largest score is -inf, its sum 0
     return p.astype(q.dtype, copy=False)
+
+
+def masked_scores(q: Array, k: Array, mask: Array | None, scale: float, is_causal: bool) -> Array:
+    """s, -inf where a query must not look   (..., S, L)"""
+    xp = namespace(q)
+    s = wide(k @ _T(q * scale))
+    if is_causal:
+        s += xp.tril(xp.full(s.shape[-2:], -math.inf, s.dtype), -1)
+    if mask is not None:
+        s += _T(xp.where(mask, 0.0, -math.inf).astype(s.dtype) if mask.dtype == bool else mask)
+    return s
+
+
+def _exponentials(s: Array) -> tuple[Array, Array]:
+    """exp(s), in place, and its sums over S, by a matrix product, which takes half the time of `sum`."""
+    xp = namespace(s)
+    xp.exp(s, out=s)
+    return s, xp.ones((1, s.shape[-2]), s.dtype) @ s
 
 
 def dropped(p: Array, drop: Array | None) -> Array:
@@ -127,7 +143,8 @@ def scores_gradient(dy: Array, y: Array, v: Array, p: Array, drop: Array | None)
     ds = v @ _T(dy)
     if drop is not None:
         ds *= _T(drop)
-    ds -= xp.einsum("...lv,...lv->...l", dy, y)[..., None, :]
+    products = wide(dy) * wide(y)
+    ds -= _T(products @ xp.ones((y.shape[-1], 1), products.dtype))
     ds *= p
     return ds
 

@@ -86,13 +86,14 @@ class CrossEntropy(OfClasses):
         rows, t, counts, valid = self.begin("cross_entropy", x, t, w, ignore_index)
         # 2. log p = x - largest - log of the sum: no overflow, no log 0.
         shifted = x - x.max(axis=1, keepdims=True)
-        p = xp.exp(shifted)
-        total = p.sum(axis=1, keepdims=True)
-        p /= total
+        target = shifted[rows, t]
+        p = xp.exp(shifted, out=None if smoothing else shifted)
+        total = p @ xp.ones((x.shape[1], 1), x.dtype)  # a third of the time of `sum`
+        p *= 1 / total
         log_total = xp.log(total)
         # 3. The losses, and how each depends on its own class (`own`) and on every class (`all`).
         own = counts * x.dtype.type(1 - smoothing) if smoothing else counts
-        losses = own * (log_total[:, 0] - shifted[rows, t])
+        losses = own * (log_total[:, 0] - target)
         self.all = None
         if smoothing:
             every = smoothing / x.shape[1]

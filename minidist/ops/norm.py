@@ -27,14 +27,13 @@ def _row_dot(a: Array, b: Array) -> Array:
 def _row_mean(a: Array, w: Array | None = None) -> Array:
     """The mean of each row (of a * w), as a column. A matrix product takes a third of the time of `mean`."""
     n = a.shape[1]
-    weights = namespace(a).full((n, 1), 1 / max(n, 1), a.dtype) if w is None else (w / n)[:, None]
-    return a @ weights
+    weights = namespace(a).full(n, 1 / max(n, 1), a.dtype) if w is None else w / n
+    return (a @ weights)[:, None]
 
 
-def _column_sum(a: Array, out: Array | None = None) -> Array:
+def _column_sum(a: Array) -> Array:
     """The sum of the rows. A matrix product takes a quarter of the time of `sum`."""
-    xp = namespace(a)
-    return xp.matmul(xp.ones(len(a), a.dtype), a, out=out)
+    return namespace(a).ones(len(a), a.dtype) @ a
 
 
 class LayerNorm(Function):
@@ -49,16 +48,16 @@ class LayerNorm(Function):
         xp = namespace(x)
         rows = wide(x).reshape(-1, n)
         x_hat = rows - _row_mean(rows)
-        sigma = xp.sqrt(_row_dot(x_hat, x_hat) / n + eps)
-        x_hat *= 1 / sigma
-        self.save(x_hat, sigma, w)
+        scale = 1 / xp.sqrt(_row_dot(x_hat, x_hat) / n + eps)
+        x_hat *= scale
+        self.save(x_hat, scale, w)
         y = x_hat if w is None else x_hat * w.reshape(n)
         if b is not None:
             y = y + b.reshape(n) if w is None else xp.add(y, b.reshape(n), out=y)
         return y.reshape(x.shape).astype(x.dtype, copy=y is x_hat)  # never the saved array itself
 
     def backward(self, dy: Array) -> tuple[Array | None, Array | None, Array | None]:
-        x_hat, sigma, w = self.saved
+        x_hat, scale, w = self.saved
         xp = namespace(dy)
         rows, n = wide(dy).reshape(x_hat.shape), x_hat.shape[1]
         w = None if w is None else w.reshape(n)
@@ -69,10 +68,10 @@ class LayerNorm(Function):
         if self.needs[2]:
             db = _column_sum(rows).reshape(self.shape).astype(dy.dtype, copy=False)
         if self.needs[0]:
-            dx = xp.multiply(x_hat, -_row_mean(product, w), out=product)
-            dx += rows if w is None else rows * w
-            dx -= _row_mean(rows, w)
-            dx *= 1 / sigma
+            means = xp.multiply(x_hat, _row_mean(product, w), out=product)
+            means += _row_mean(rows, w)
+            dx = xp.subtract(rows if w is None else rows * w, means, out=means)
+            dx *= scale
             dx = dx.reshape(dy.shape).astype(dy.dtype, copy=False)
         return dx, dw, db
 

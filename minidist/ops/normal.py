@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..backend import Array, namespace, on_gpu
-from .pieces import scratch
+from ..backend import Array, namespace
 
 # float32: Φ(x) = (1 + tanh(x P(x²))) / 2. P was fitted by reweighted least squares to atanh(2 Φ(x) - 1) / x on
 # 0 < x < 5.5, so that the largest error of x Φ(x) is least: 7e-8, before rounding. Beyond, P grows, and Φ with it is 1.
@@ -33,60 +32,38 @@ D = (
     3290.79923573345963, 4362.61909014324716, 3439.36767414372164, 1230.33935480374942,
 )  # fmt: skip
 
-LOG_ROOT = math.log(2 * math.pi) / 2  # φ(x) = exp(-x²/2 - LOG_ROOT)
-FAR = 64.0  # from x² = 64 on, Φ and φ are 0 or 1 in float32
 
-# P(s) = low(s) + s³ high(s), and log φ, as combinations of (FAR, s, s², s³).
-_LOW_HIGH = np.array([(P[6] / FAR, P[5], P[4], 0), (P[3] / FAR, P[2], P[1], P[0])], np.float32)
-_LOG_PHI = np.array([-LOG_ROOT / FAR, -1 / 2], np.float32)
-
-
-def scratch_for(x: Array) -> Array:
-    """The memory that `normal` needs for arrays x (n) or shorter."""
-    rows = scratch(x, 7)
-    rows[0] = FAR
-    return rows
-
-
-def normal(x: Array, scratch: Array, density: bool = True) -> tuple[Array, Array | None]:
-    """Φ(x) and, if asked for, φ(x).   x (n) of float32 or float64; the results may lie in the scratch"""
+def normal(x: Array, cdf: Array, density: Array, with_density: bool = True) -> None:
+    """Write Φ(x) into cdf and φ(x) into density, which is scratch if not wanted.   All float32 or all float64"""
     xp = namespace(x)
-    if x.dtype == np.float32 and not on_gpu(x):
-        return _normal_by_product(x, scratch, density)
-    phi = xp.exp(-0.5 * x * x - LOG_ROOT) if density else None
-    if x.dtype == np.float32:
-        return 0.5 + 0.5 * xp.tanh(x * _polynomial(P, xp.minimum(x * x, FAR))), phi
+    square = xp.multiply(x, x, out=density)
+    if x.dtype != np.float32:
+        cdf[...] = _cdf_double(x)
+    else:
+        polynomial(P, square, out=cdf)
+        cdf *= x
+        xp.tanh(cdf, out=cdf)
+        cdf *= 0.5
+        cdf += 0.5
+    if with_density:
+        square *= -0.5
+        xp.exp(square, out=density)
+        density *= 1 / math.sqrt(2 * math.pi)
+
+
+def _cdf_double(x: Array) -> Array:
+    xp = namespace(x)
     z = xp.minimum(xp.abs(x) * math.sqrt(0.5), 27)  # Φ(-27 √2) is 0 in float64
-    near = 1 - z * _polynomial(A, z * z) / _polynomial(B, z * z)
-    far = xp.exp(-z * z) * _polynomial(C, z) / _polynomial(D, z)
+    near = 1 - z * polynomial(A, z * z) / polynomial(B, z * z)
+    far = xp.exp(-z * z) * polynomial(C, z) / polynomial(D, z)
     below = 0.5 * xp.where(z < 15 / 32, near, far)  # Φ(-|x|)
-    return xp.where(x < 0, below, 1 - below), phi
+    return xp.where(x < 0, below, 1 - below)
 
 
-def _normal_by_product(x: Array, scratch: Array, density: bool) -> tuple[Array, Array | None]:
-    """The same in float32 on CPU. There Horner's rule costs two passes for each power of P; a matrix product does most
-    of them in one.
-    """
-    powers, low_high, phi = scratch[:4], scratch[4:6], scratch[6]
-    far, s, s2, s3 = powers
-    np.multiply(x, x, out=s)
-    np.minimum(s, far, out=s)
-    np.multiply(s, s, out=s2)
-    np.multiply(s2, s, out=s3)
-    low, cdf = np.matmul(_LOW_HIGH, powers, out=low_high)
-    cdf *= s3
-    cdf += low
-    cdf *= x
-    np.tanh(cdf, out=cdf)
-    cdf *= 0.5
-    cdf += 0.5
-    return cdf, np.exp(np.matmul(_LOG_PHI, powers[:2], out=phi), out=phi) if density else None
-
-
-def _polynomial(coefficients: Sequence[float], x: Array) -> Array:
+def polynomial(coefficients: Sequence[float], x: Array, out: Array = None) -> Array:
     """Horner's rule, in one array: ((c0 x + c1) x + c2) x + …"""
     first, *rest = coefficients
-    y = first * x
+    y = namespace(x).multiply(x, first, out=out)
     for c in rest[:-1]:
         y += c
         y *= x

@@ -14,9 +14,9 @@ from ..backend import Array, on_gpu
 PIECE = 32 * 1024
 
 
-def scratch(piece: Array, rows: int) -> Array:
-    """Uninitialised memory (rows, n) for steps with a piece (n): of its dtype, on its device."""
-    return backend.empty((rows, piece.size), piece.dtype, backend.device_of(piece))
+def scratch(piece: Array) -> Array:
+    """Uninitialised memory like a piece."""
+    return backend.empty(piece.shape, piece.dtype, backend.device_of(piece))
 
 
 def pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
