@@ -60,7 +60,7 @@ class LayerNorm(Function):
         x_hat, scale, w = self.saved
         xp = namespace(dy)
         rows, n = wide(dy).reshape(x_hat.shape), x_hat.shape[1]
-        w = None if w is None else w.reshape(n)
+        w = None if w is None else wide(w).reshape(n)
         product = rows * x_hat
         dx = dw = db = None
         if self.needs[1]:

@@ -1,6 +1,6 @@
-"""The standard normal distribution, whose distribution function NumPy lacks:
+"""The standard normal distribution, which GELU needs and NumPy lacks.
 
-    Φ(x) = (1 + erf(x / √2)) / 2,   and its derivative, the density φ(x) = exp(-x²/2) / √2π.   GELU needs both.
+Its distribution function is Φ(x) = (1 + erf(x / √2)) / 2, its density φ(x) = Φ'(x) = exp(-x²/2) / √2π.
 """
 
 from __future__ import annotations
