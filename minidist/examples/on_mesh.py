@@ -29,7 +29,7 @@ def fit_on_mesh(
     test_loader = deal(*test, batch_size=1000 * mesh.dp.size, shuffle=False)
     # M.2(1) Initialise the parameters: every rank has drawn the whole model. M.2(2) Partition it.
     parameters = sum(p.numel() for p in model.parameters())
-    layers = split_layers(model, mesh.tp)
+    layers = split_layers(model, mesh.tp) if mesh.tp.size > 1 else model
     sample = loader.take(0, 0, max(args.batch_size // args.microbatches, 1))[0]
     trainer = Trainer(
         layers,
