@@ -28,9 +28,10 @@ MAY_IMPORT = {
     **tower(*COMMUNICATION),
     **tower("backend", "data"),
     **tower("backend", "checkpoint"),
+    "trace": set(" ".join((*ENGINE, *COMMUNICATION, "trace")).split()),
     "parallel": set(" ".join((*ENGINE, *COMMUNICATION, "parallel")).split()),
 }
-ON_TOP = ("__init__", "examples")  # these may import everything
+ON_TOP = ("__init__", "examples", "lessons", "watch", "doctor")  # these may import everything
 ONLY_IMPORTER = {"cupy": "backend.py", "cupyx": "backend.py", "mpi4py": "comm/mpi.py"}
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 UNREADABLE_CALLS = {"eval", "exec", "__import__", "import_module"}  # what runs or is imported stands in no source

@@ -52,7 +52,7 @@ def test_the_readmes_code_runs_as_it_stands() -> None:
 def test_the_map_of_the_house_names_all_that_exists_and_nothing_else() -> None:
     within, beside = house((ROOT / "README.md").read_text("utf-8"))
     package = ROOT / "minidist"
-    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
     folders = {f"{path.name}/" for path in package.iterdir() if any(path.glob("*.py"))}
     assert within == modules | folders
     assert beside == {f"{name}/" for name in ("tests", "tutorials", "benchmarks") if (ROOT / name).is_dir()}

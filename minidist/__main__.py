@@ -1,0 +1,30 @@
+"""`python -m minidist COMMAND`: what there is beside the examples.
+
+    python -m minidist
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+Command = Callable[[list[str]], None]
+
+COMMANDS: dict[str, tuple[str, Command]] = {}  # name: (what it does, in a line; and what is called with the rest)
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        COMMANDS[argv[0]][1](argv[1:])
+        return
+    width = max(map(len, COMMANDS), default=0)
+    lines = [f"  {name:<{width}}  {what}" for name, (what, _) in COMMANDS.items()]
+    usage = "\n".join(["usage: python -m minidist COMMAND [--help]", "", *lines])
+    if argv and argv[0] not in ("-h", "--help"):
+        raise SystemExit(f"{usage}\n\nminidist: there is no command {argv[0]!r}")
+    print(usage)
+
+
+if __name__ == "__main__":
+    main()

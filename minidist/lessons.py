@@ -1,0 +1,44 @@
+"""What the pages in tutorials/ share: exercises that check themselves, and the source of what is talked about.
+
+    @lessons.exercise
+    def check_right_neighbour(answer):
+        assert answer(3, 4) == 0, "the last rank's right neighbour is rank 0"
+
+    check_right_neighbour(my_answer)  # prints "right", or "not yet" and why
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def exercise(check: Callable[[Any], None]) -> Callable[[Any], bool]:
+    """Make a function of assertions about an answer one that says whether they hold, and never raises.
+
+    It prints "right" and returns True, or "not yet", with what the first assertion that failed says, and returns False.
+    """
+
+    @functools.wraps(check)
+    def checked(answer: Any) -> bool:
+        try:
+            check(answer)
+        except AssertionError as error:
+            why = str(error) or "an assertion of the check does not hold"
+        except Exception as error:  # whatever a wrong answer does is an answer
+            why = f"{type(error).__name__}: {error}"
+        else:
+            print("right")
+            return True
+        print(f"not yet: {why}")
+        return False
+
+    return checked
+
+
+def source(thing: Any, first: int = 1, last: int | None = None) -> None:
+    """Print the source of a function, class or module of minidist; or its lines first … last, counted from 1."""
+    lines = inspect.getsource(thing).splitlines()
+    print("\n".join(lines[first - 1 : last]))
