@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from .backend import Array
+from .watcher import current_watchers
 
 if TYPE_CHECKING:
     from .tensor import Function, Tensor
@@ -106,7 +107,12 @@ def visit(
     """
     # A leaf used once, with no gradient so far, may have it written straight into its buffer.
     direct = {x for x, n in uses.items() if n == 1 and x.grad is None and x._grad_room is not None}
+    watchers = current_watchers()
+    for watcher in watchers:
+        watcher.backward_begins()
     for node in nodes:
+        for watcher in watchers:
+            watcher.visits(node)
         node.check_saved()
         assert node.inputs is not None
         if direct:
@@ -130,6 +136,8 @@ def visit(
                 if uses[x] == 0:
                     _finish(x, gradients)
         done(node, dy)
+    for watcher in watchers:
+        watcher.backward_ends()
 
 
 def reachable(root: Tensor) -> tuple[list[Function], dict[Tensor, int]]:

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "minidist"
 
 # From the ground up. What stands in one string is one layer.
-ENGINE = ("backend", "autograd split_backward tensor creation recomputation", "ops", "nn", "optim")
+ENGINE = ("backend", "watcher", "autograd split_backward tensor creation recomputation", "ops", "nn", "optim")
 COMMUNICATION = ("backend", "comm", "collectives", "mesh")
 
 

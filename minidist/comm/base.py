@@ -13,9 +13,9 @@ from __future__ import annotations
 import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .handle import InFlight, Waits
     from .native import Native
     from .network import Network
-    from .record import Entry, FlightRecord
+    from .record import Entry, FlightRecord, Message
     from .scratch import Scratch
     from .shared import SharedMemory
 
@@ -55,9 +55,10 @@ def default_checked() -> bool:
 class Request(ABC):
     """A send or receive that has been started. Its array belongs to it until `wait` returns or `test` says True."""
 
-    __slots__ = ("entry",)
+    __slots__ = ("entry", "message")
 
     entry: Entry | None  # its place in the flight record, whose end is noted when it is done
+    message: Message | None  # what the record's listeners know of it, where there are any; its end is noted as well
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> None:
@@ -93,6 +94,8 @@ class Communicator(ABC):
 
     rank: int
     size: int
+    members: Sequence[int]  # their numbers in the world
+    group_name: str  # the same on all of them, and no other communicator of theirs has it
     timeout: float
     record: FlightRecord
     in_flight: InFlight
@@ -102,6 +105,7 @@ class Communicator(ABC):
     network: Network | None = None  # what messages cost, where that is known: in a simulation
     tuning = ""  # what was measured on this machine, in JSON; the same on all ranks
     choices: tuple[dict[str, list[str]], dict[str, list[str]]] | None = None  # for "auto"; see collectives/choice.py
+    virtual = False  # whether time is: that of a simulation
     survives = False  # whether the job goes on when a rank of it dies; see deaths.py
     operations = 0  # collectives started on this communicator so far
     agreements = 0  # in checked mode: how often all ranks compared what they had called
@@ -165,7 +169,12 @@ class Communicator(ABC):
         A look for anyone's message goes on while some other rank is left that could send it.
         """
         self._check_look(source, tag)
-        return self._probe(source, tag, timeout)
+        began = self.clock() if self.record.listeners else None
+        try:
+            return self._probe(source, tag, timeout)
+        finally:
+            if began is not None:
+                self.record.waited(began)
 
     # -- groups ---------------------------------------------------------------------------------------------------
 
@@ -247,11 +256,37 @@ class Communicator(ABC):
     @contextmanager
     def step(self, label: str) -> Iterator[None]:
         """Name what this rank does inside of the `with`: "D.3(4)", say. Flight records and deadlock reports tell it."""
-        before, self.record.label = self.record.label, label
+        record = self.record
+        before, record.label = record.label, label
+        for listener in record.listeners:
+            listener.step_began(label)
         try:
             yield
         finally:
-            self.record.label = before
+            record.label = before
+            for listener in record.listeners:
+                listener.step_ended(label)
+
+    def _tell(self, direction: str, peer: int, tag: int, array: Array) -> Message | None:
+        """Whoever listens to the record, of a message that is about to be started."""
+        if not self.record.listeners:
+            return None
+        return self.record.message(direction, self, self.members[peer], tag, array.nbytes)
+
+    def mark(self, label: str, words: str) -> None:
+        """Tell whoever listens to this rank what has been done or decided in a step that takes no time of its own."""
+        for listener in self.record.listeners:
+            listener.mark(label, words)
+
+    def value(self, name: str, number: float) -> None:
+        """Tell whoever listens to this rank a number that changes as the program goes on: "loss", say."""
+        for listener in self.record.listeners:
+            listener.value(name, number)
+
+    def fact(self, kind: str, *fields: Any) -> None:
+        """Tell whoever listens to this rank something else that he may know what to make of, by its kind."""
+        for listener in self.record.listeners:
+            listener.fact(kind, fields)
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
@@ -278,7 +313,8 @@ class Communicator(ABC):
     # -- what the two kinds provide -------------------------------------------------------------------------------
 
     @abstractmethod
-    def _isend(self, array: Array, dest: int, tag: int) -> Request: ...
+    def _isend(self, array: Array, dest: int, tag: int) -> Request:
+        """Start sending. Whoever listens to the record is told of the message, as by `_irecv`."""
 
     @abstractmethod
     def _irecv(self, array: Array, source: int, tag: int) -> Request: ...

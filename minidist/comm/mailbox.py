@@ -15,7 +15,8 @@ from ..backend import Array, copy_into
 from .agenda import Rank
 from .base import Envelope, Request
 from .network import Network, Traffic
-from .record import Entry, FlightRecord
+from .record import MESSAGE_END, Entry, FlightRecord
+from .record import Message as Told
 from .scheduler import Scheduler
 from .where import Place, here
 
@@ -44,6 +45,15 @@ class Sent(Request):
         if entry is not None:
             self._record.end(entry)
 
+    @property
+    def message(self) -> Told | None:
+        return None
+
+    @message.setter
+    def message(self, message: Told | None) -> None:
+        if message is not None:
+            message[MESSAGE_END] = self._record.clock()
+
     def wait(self, timeout: float | None = None) -> None:
         pass
 
@@ -65,7 +75,7 @@ class Pending(Request):
         self.data: Array | None = None  # of a receive: the message, between its match and its end
         self.at: float | None = None
         self.done = False  # and its rank has seen it
-        self.entry = None
+        self.entry = self.message = None
 
     def wait(self, timeout: float | None = None) -> None:
         if not self._poll():
@@ -82,6 +92,8 @@ class Pending(Request):
             self.done = True
             if self.entry is not None:
                 self.comm.record.end(self.entry)
+            if self.message is not None:
+                self.message[MESSAGE_END] = self.comm.me.now
             self._finish()
         return self.done
 

@@ -25,13 +25,13 @@ from .deaths import Deaths, Epitaph
 from .endings import Endings, say
 from .handle import Handle, InFlight, Waits, progress
 from .notes import Notes
-from .record import FlightRecord
+from .record import MESSAGE_END, FlightRecord
 from .scratch import Scratch
 from .shared import SharedMemory
 from .status import place_in
 from .stored import stored_tuning
 from .threads import share_cores
-from .waiting import FIRST_TESTS, FIRST_TURNS, give_way, wait_until
+from .waiting import FIRST_TURNS, PolledRequest, give_way, wait_until
 from .watchdog import Watchdog
 from .where import shortened
 
@@ -137,7 +137,7 @@ class MpiCommunicator(Communicator):
     def __init__(self, comm: MPI.Comm, endings: Endings, parent: MpiCommunicator | None = None):
         self.rank, self.size = comm.rank, comm.size
         self.mpi, self.endings = comm, endings
-        self.members = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
+        self.members: list[int] = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
         # The host of each rank of the world, and what `stored_tuning` gave on its rank 0: filled in by open_world.
         self.world_hosts: np.ndarray = np.zeros(endings.size, np.int64) if parent is None else parent.world_hosts
         self.tuning: str = "" if parent is None else parent.tuning
@@ -145,6 +145,7 @@ class MpiCommunicator(Communicator):
         self.timeout = default_timeout() if parent is None else parent.timeout
         self.checked = default_checked() if parent is None else parent.checked
         self.record = FlightRecord(self.clock) if parent is None else parent.record
+        self.group_name = self.record.name_group(self.members)
         self.in_flight = InFlight() if parent is None else parent.in_flight
         self._shared: SharedMemory | None = None
         self._status = MPI.Status()  # of iprobe
@@ -164,20 +165,22 @@ class MpiCommunicator(Communicator):
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
         self.record.sent_bytes += array.nbytes
         self.record.sent_messages += 1
+        told = self._tell("s", dest, tag, array)
         if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
-            return MpiRequest(self, self.mpi.Isend((array, BYTE), dest, tag), array, dest, tag, False)
+            return MpiRequest(self, self.mpi.Isend((array, BYTE), dest, tag), array, dest, tag, False, told)
         buffer, staged = _memory(array)
         if staged is not None:
             backend.copy_into(staged, array)
         pieces = [self.mpi.Isend((piece, BYTE), dest, tag) for piece in _cut(buffer, array.nbytes)]
-        return LongRequest(self, pieces, array, None, dest, tag, False)
+        return LongRequest(self, pieces, array, None, dest, tag, False, told)
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
+        told = self._tell("r", source, tag, array)
         if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
-            return MpiRequest(self, self.mpi.Irecv((array, BYTE), source, tag), array, source, tag, True)
+            return MpiRequest(self, self.mpi.Irecv((array, BYTE), source, tag), array, source, tag, True, told)
         buffer, staged = _memory(array)
         pieces = [self.mpi.Irecv((piece, BYTE), source, tag) for piece in _cut(buffer, array.nbytes)]
-        return LongRequest(self, pieces, array, staged, source, tag, True)
+        return LongRequest(self, pieces, array, staged, source, tag, True, told)
 
     def _iprobe(self, source: int | None, tag: int) -> Envelope | None:
         status = self._status
@@ -297,19 +300,21 @@ class MpiCommunicator(Communicator):
                 watchdog.deadline_passed(began, seconds)
         finally:
             record.waiting = before
+            if record.listeners:
+                record.waited(began)
         raise TimeoutError(
             f"rank {self.endings.rank} of {self.endings.size} has waited {seconds:g} s for {who()} "
             "(the deadline is comm.timeout, at first MINIDIST_TIMEOUT or 600 s)"
         )
 
 
-class MpiRequest(Request):
+class MpiRequest(PolledRequest):
     """A started send or receive."""
 
     __slots__ = ("comm", "request", "array", "peer", "tag", "receiving", "status")
 
     def __init__(
-        self, comm: MpiCommunicator, request: MPI.Request | None, array: Array, peer: int, tag: int, receiving: bool
+        self, comm: MpiCommunicator, request: Any, array: Array, peer: int, tag: int, receiving: bool, told: Any = None
     ):
         self.comm = comm
         self.request = request  # None: done
@@ -318,17 +323,7 @@ class MpiRequest(Request):
         self.tag = tag
         self.receiving = receiving
         self.status = MPI.Status() if receiving else None
-        self.entry = None
-
-    def wait(self, timeout: float | None = None) -> None:
-        poll = self._poll
-        if not self.comm.in_flight:  # most messages come soon: for them the preparations of wait_for cost too much
-            for _ in range(FIRST_TURNS):
-                for _ in range(FIRST_TESTS):
-                    if poll():
-                        return
-                give_way()
-        self.comm.wait_for(poll, self.peers(), timeout, self)
+        self.entry, self.message = None, told
 
     def _poll(self) -> bool:
         while self.request is not None:
@@ -355,6 +350,8 @@ class MpiRequest(Request):
     def _over(self) -> None:
         if self.entry is not None:
             self.comm.record.end(self.entry)
+        if self.message is not None:
+            self.message[MESSAGE_END] = self.comm.clock()
 
     def _too_long(self, received: int) -> str:
         """Some MPIs say how long a message is that did not fit, others do not."""
@@ -384,8 +381,9 @@ class LongRequest(MpiRequest):
         peer: int,
         tag: int,
         receiving: bool,
+        told: Any,
     ):
-        super().__init__(comm, pieces[0], array, peer, tag, receiving)
+        super().__init__(comm, pieces[0], array, peer, tag, receiving, told)
         self.rest = pieces[1:]  # finished in order
         self.staged = staged  # host memory in which a GPU's array arrives
         self.received = 0  # bytes, of the pieces that are done

@@ -9,12 +9,14 @@ Each send, receive and collective is an entry, begun when it is called and ended
 collective consists of are not entries). The record keeps the last LENGTH of them: some 60 KB, and no array. An entry
 costs about 0.3 us, so it is a bare list while it is written, and gets names when read. It may be read while another
 thread writes it.
+
+Who wants to see more than the last operations, as it happens, is a `Listener`: `comm.record.listeners` is who is told.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .where import shortened
@@ -62,6 +64,45 @@ class Waiting(NamedTuple):
     since: float  # seconds of the communicator's clock
 
 
+# A message that has been started: "s" (sent) or "r" (received), on which communicator, to or from which rank of the
+# world, with which tag, bytes, and its start and end, seconds of the clock (end None while it is under way).
+Message = list[Any]
+MESSAGE_END = 6
+
+
+class Listener:
+    """Who is told what a rank does: a recorder of timelines, a narrator. A subclass overrides what it wants to know.
+
+    Times are seconds of the communicator's clock.
+    """
+
+    def began(self, entry: Entry) -> None:
+        """An operation has been called. The entry's end is filled in when it is done."""
+
+    def ended(self, entry: Entry) -> None: ...
+
+    def message(self, message: Message) -> None:
+        """A message has been started, of an operation or inside of a collective. Its end is filled in."""
+
+    def waited(self, start: float, end: float) -> None:
+        """The program could do nothing but wait for other ranks. A longer wait may follow of which this was a part."""
+
+    def step_began(self, label: str) -> None:
+        """Until the call of step_ended that belongs to this, the rank is in this step of the program."""
+
+    def step_ended(self, label: str) -> None: ...
+
+    def mark(self, label: str, words: str) -> None:
+        """A step of the document that takes no time worth telling: what was decided in it."""
+
+    def value(self, name: str, number: float) -> None:
+        """A number that changes as the program goes on: a loss, bytes in use."""
+
+    def fact(self, kind: str, fields: tuple[Any, ...]) -> None:
+        """Something else. "schedule": a pipeline's (name, stages, microbatches, chunks). "action": what a pipeline
+        has done, (kind, micro, chunk, start, ready, end)."""
+
+
 class FlightRecord:
     """One rank's last LENGTH operations, over all its communicators, and what it waits for now."""
 
@@ -71,7 +112,9 @@ class FlightRecord:
         self.waiting: tuple[object, list[int], float] | None = None
         self.clock = clock
         self.sent_bytes = self.sent_messages = 0  # by all of this rank's communicators, collectives included
+        self.listeners: tuple[Listener, ...] = ()
         self._count = 0
+        self._groups: dict[tuple[int, ...], int] = {}
         self._entries: deque[Entry] = deque(maxlen=LENGTH)
 
     def begin(self, kind: str, group: Communicator, peer: int | None, array: Array, tag: int) -> Entry:
@@ -79,11 +122,38 @@ class FlightRecord:
         self._count += 1
         entry = [self._count, kind, group, peer, array.nbytes, array.dtype, tag, self.label, self.clock(), None]
         self._entries.append(entry)
+        for listener in self.listeners:
+            listener.began(entry)
         return entry
 
     def end(self, entry: Entry) -> None:
         """Note that an operation is done."""
         entry[END] = self.clock()
+        for listener in self.listeners:
+            listener.ended(entry)
+
+    def message(self, direction: str, group: Communicator, peer: int, tag: int, nbytes: int) -> Message:
+        """Tell of a message that is about to be started; whoever finishes it fills in its end."""
+        message = [direction, group, peer, tag, nbytes, self.clock(), None]
+        for listener in self.listeners:
+            listener.message(message)
+        return message
+
+    def waited(self, start: float) -> None:
+        """Tell that the program has waited since `start`."""
+        end = self.clock()
+        if end > start:
+            for listener in self.listeners:
+                listener.waited(start, end)
+
+    def name_group(self, members: Sequence[int]) -> str:
+        """A name for a new communicator of these ranks of the world, the same on all of them: "0,2", "0,2 #2", …
+
+        Ranks that are together in two communicators have made them in the same order.
+        """
+        key = tuple(members)
+        number = self._groups[key] = self._groups.get(key, 0) + 1
+        return shortened(key).replace(", ", ",") + f" #{number}" * (number > 1)
 
     def operations(self) -> list[Operation]:
         """The last LENGTH operations, oldest first."""

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Request
-from .waiting import FIRST_TESTS, FIRST_TURNS, give_way
+from .waiting import PolledRequest
 
 if TYPE_CHECKING:
     from .mpi import MpiCommunicator
@@ -98,26 +97,21 @@ class SharedMemory:
         return FlagsRaised(self, phase, claim, tag)
 
 
-class SharedRequest(Request):
+class SharedRequest(PolledRequest):
     """Something that a rank waits for by looking at memory."""
 
     __slots__ = ("memory", "comm", "tag")
 
     def __init__(self, memory: SharedMemory, tag: int):
-        self.memory, self.comm, self.tag, self.entry = memory, memory.comm, tag, None
+        self.memory, self.comm, self.tag = memory, memory.comm, tag
+        self.entry = self.message = None
 
     def peers(self) -> list[int]:
         """World ranks it waits for."""
         return self.comm.members
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait_long(self, timeout: float | None) -> None:
         poll, comm = self._poll, self.comm
-        if not comm.in_flight:
-            for _ in range(FIRST_TURNS):
-                for _ in range(FIRST_TESTS):
-                    if poll():
-                        return
-                give_way()
 
         def poll_and_drive() -> bool:
             comm.drive()  # looking at memory does not, and another rank may first need a message of ours to come along
@@ -132,7 +126,7 @@ class FlagsRaised(SharedRequest):
     __slots__ = ("_flag", "_places", "claims")
 
     def __init__(self, memory: SharedMemory, phase: int, claim: int, tag: int):
-        self.memory, self.comm, self.tag, self.entry = memory, memory.comm, tag, None
+        super().__init__(memory, tag)
         memory.counts[phase] += 1
         number = memory.counts[phase]
         self._flag, self._places = claim << 1 | number >> 1 & 1, memory._places[phase][number & 1]

@@ -10,6 +10,7 @@ Time is virtual. Every rank has its own clock, which moves on when the rank wait
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def alone() -> SimulatedCommunicator:
     Waiting for a message that it has not sent raises Deadlock at once.
     """
     scheduler = Scheduler(1, seed=0)
-    return SimulatedCommunicator(scheduler, Mailboxes(scheduler, Network()), range(1), 0)
+    return Alone(scheduler, Mailboxes(scheduler, Network()), range(1), 0)
 
 
 class SimulatedCommunicator(Communicator):
@@ -116,6 +117,8 @@ class SimulatedCommunicator(Communicator):
 
     Splitting costs no messages. Nobody leaves a split before the last rank has come, so all leave at that one's time.
     """
+
+    virtual = True
 
     def __init__(
         self,
@@ -143,6 +146,7 @@ class SimulatedCommunicator(Communicator):
         self.record = FlightRecord(self.clock) if parent is None else parent.record
         self.in_flight = InFlight() if parent is None else parent.in_flight
         self.scratch = Scratch() if parent is None else parent.scratch
+        self.group_name = self.record.name_group(members)
         self.sent = Sent(self.record)
         self.me.record = self.record
         self._splits = 0
@@ -163,13 +167,18 @@ class SimulatedCommunicator(Communicator):
             self.mailboxes.faults.before_send(self.me, self.mailboxes.messages_sent[self.world_rank] + 1)
         self.record.sent_bytes += array.nbytes
         self.record.sent_messages += 1
+        told = self._tell("s", dest, tag, array)
         request = self.mailboxes.post_send(self, array, dest, tag)
+        request.message = told
         self.scheduler.pause(self.me)
         return request
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
         self.scheduler.check_running(self.me)
-        return self.mailboxes.post_receive(self, array, source, tag)
+        told = self._tell("r", source, tag, array)
+        request = self.mailboxes.post_receive(self, array, source, tag)
+        request.message = told
+        return request
 
     def _iprobe(self, source: int | None, tag: int) -> Envelope | None:
         self.scheduler.check_running(self.me)
@@ -211,7 +220,8 @@ class SimulatedCommunicator(Communicator):
         Errors  TimeoutError: `timeout` virtual seconds have passed (None: it never passes)
         """
         me, record = self.me, self.record
-        deadline = None if timeout is None else me.now + timeout
+        began = me.now
+        deadline = None if timeout is None else began + timeout
         record.waiting = Waiting(wait, wait.waits_for(), me.now)
         try:
             while True:
@@ -224,6 +234,8 @@ class SimulatedCommunicator(Communicator):
                         raise TimeoutError(f"{self.name()} has waited {timeout:g} virtual seconds: {wait.describe()}")
         finally:
             record.waiting = None
+            if record.listeners:
+                record.waited(began)
 
     def _wait_any(self, waits: Waits, timeout: float | None) -> None:
         self.wait_for(AnyOf(request for _, request in waits if isinstance(request, Pending)), timeout)
@@ -280,7 +292,7 @@ class SimulatedCommunicator(Communicator):
         members = [self.members[rank] for _, rank in group]
         context = mailboxes.child_context(*name, color)
         rank = members.index(self.world_rank)
-        return SimulatedCommunicator(scheduler, mailboxes, members, rank, context, self)
+        return type(self)(scheduler, mailboxes, members, rank, context, self)
 
     def _split_by_host(self) -> Communicator:
         host = self.split(self.mailboxes.traffic.hosts[self.world_rank], self.rank)
@@ -291,3 +303,10 @@ class SimulatedCommunicator(Communicator):
 
     def abort(self, code: int = 1) -> NoReturn:
         raise SystemExit(code)
+
+
+class Alone(SimulatedCommunicator):
+    """One rank that is no simulation of anything: its clock is the real one."""
+
+    virtual = False
+    clock = staticmethod(time.perf_counter)

@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
+
+from .base import Request
 
 FIRST_TURNS, FIRST_TESTS = 100, 2  # turns before a wait begins in earnest, and tests in each of them
 TESTS = 16  # tests in a turn
@@ -52,3 +56,38 @@ def wait_until(test: Callable[[], bool], timeout: float, watch: Callable[[], Non
             next_watch = waited + WATCH_SECONDS
         if waited >= timeout:
             return False
+
+
+class PolledRequest(Request):
+    """One that is waited for by looking again and again. The record's listeners are told how long it took."""
+
+    __slots__ = ()
+
+    comm: Any
+
+    def wait(self, timeout: float | None = None) -> None:
+        comm = self.comm
+        began = comm.clock() if comm.record.listeners and not self._poll() else None
+        try:
+            self._wait(timeout)
+        finally:
+            if began is not None:
+                comm.record.waited(began)
+
+    def _wait(self, timeout: float | None) -> None:
+        poll = self._poll
+        if not self.comm.in_flight:  # most are done soon: for them the preparations of a long wait cost too much
+            for _ in range(FIRST_TURNS):
+                for _ in range(FIRST_TESTS):
+                    if poll():
+                        return
+                give_way()
+        self.wait_long(timeout)
+
+    @abstractmethod
+    def peers(self) -> list[int]:
+        """World ranks it waits for."""
+
+    def wait_long(self, timeout: float | None) -> None:
+        """Wait with a deadline, and with an eye on what else goes on; see MpiCommunicator.wait_for."""
+        self.comm.wait_for(self._poll, self.peers(), timeout, self)

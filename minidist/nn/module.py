@@ -13,6 +13,7 @@ from ..autograd import no_grad
 from ..backend import Array
 from ..recomputation import recompute
 from ..tensor import Tensor, plain
+from ..watcher import current_watchers
 
 if TYPE_CHECKING:
     from .flat import FlatBuffer
@@ -85,6 +86,18 @@ class Module(ABC):
         return self._call(*args, **kwargs)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        watchers = current_watchers()
+        if not watchers:
+            return self._forward(*args, **kwargs)
+        for watcher in watchers:
+            watcher.forward_begins(self)
+        try:
+            return self._forward(*args, **kwargs)
+        finally:
+            for watcher in watchers:
+                watcher.forward_ends(self)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         for (before,) in self._pre_hooks:
             before(self, args)
         result = self.forward(*args, **kwargs)

@@ -21,6 +21,7 @@ from ..backend import Array
 from ..nn.flat import FlatBuffer, flatten
 from ..nn.module import Parameter
 from ..tensor import Tensor, plain
+from ..watcher import current_watchers
 
 PIECE = 48 * 1024
 
@@ -223,12 +224,17 @@ class Optimizer(ABC):
 
     def update_part(self, part: Part) -> None:
         """Do one of the parts of `step`."""
+        watchers = current_watchers()
+        for watcher in watchers:
+            watcher.update_begins()
         part.flat.check()
         part.flat.collect()
         part.allocate(self.names_of_state(part.group), self._scratch)
         for start, stop, step in part.runs():
             for p, g, state, t, u in part.updates(start, stop) if start < stop else ():
                 self.update(p, g, state, t, u, part.group, step)
+        for watcher in watchers:
+            watcher.update_ends()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients: the next backward starts anew. They become None, or zeros with set_to_none=False."""
