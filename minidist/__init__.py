@@ -9,7 +9,7 @@ collectives) knows nothing of tensors. `parallel` puts them together.
 from numpy import bool_ as bool
 from numpy import float16, float32, float64, int32, int64, uint8
 
-from . import checkpoint, collectives, comm, data, nn, optim, parallel
+from . import checkpoint, collectives, comm, data, nn, optim, parallel, trace
 from .autograd import enable_grad, is_grad_enabled, no_grad
 from .backend import manual_seed
 from .creation import arange, full, ones, rand, randn, tensor, zeros

@@ -10,7 +10,16 @@ from collections.abc import Callable
 
 Command = Callable[[list[str]], None]
 
-COMMANDS: dict[str, tuple[str, Command]] = {}  # name: (what it does, in a line; and what is called with the rest)
+def _steps(argv: list[str]) -> None:
+    from minidist.trace.labels import main
+
+    main(argv)
+
+
+# name: (what it does, in a line; and what is called with the rest)
+COMMANDS: dict[str, tuple[str, Command]] = {
+    "steps": ("the document's numbered steps, and the lines that do them", _steps),
+}
 
 
 def main(argv: list[str] | None = None) -> None:

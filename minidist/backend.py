@@ -101,6 +101,7 @@ def choose(device: str = "auto", host_rank: int = 0) -> str:
     `host_rank` is the caller's rank among the ranks of its host: with `auto` and `cuda` rank r takes GPU r, counting
     round again where there are more ranks than GPUs. Raises DeviceError.
     """
+    # C.1 Hardware: a GPU where there is one, else the CPU; the same program runs on either.
     if device == "auto":
         device = "cuda" if gpu_count() else "cpu"
     if device == "cpu":

@@ -33,6 +33,7 @@ def save(path: str | PathLike[str], state: Mapping[str, Array]) -> None:
         raise FileNotFoundError(f"cannot save {path}: there is no folder {path.parent}")
     if path.exists() and not path.is_file():  # a folder; or a device, such as /dev/null, which a file must not replace
         raise ValueError(f"cannot save {path}: it exists and is not a file")
+    # C.2 Software platform: names and layouts are PyTorch's, so that it reads these files, and we read its own.
     # safetensors takes an array's bytes as they lie in memory, so each must be contiguous.
     arrays = {name: np.asarray(to_numpy(array), order="C") for name, array in state.items()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -55,6 +55,7 @@ class Algorithm(NamedTuple):
     check: Callable[[Communicator, Array, str | None], None] | None = None  # refuses an array, or an op, at the call
 
 
+# C.3 Communication mechanism: all-reduce, by the ring and by its relatives.
 ALGORITHMS: dict[str, dict[str, Algorithm]] = {
     "all_reduce": {
         "naive": Algorithm(naive.naive_all_reduce, naive.naive_all_reduce_cost),

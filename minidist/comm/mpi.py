@@ -137,7 +137,8 @@ class MpiCommunicator(Communicator):
     def __init__(self, comm: MPI.Comm, endings: Endings, parent: MpiCommunicator | None = None):
         self.rank, self.size = comm.rank, comm.size
         self.mpi, self.endings = comm, endings
-        self.members: list[int] = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)  # world ranks
+        # The world's numbers of its ranks.
+        self.members: list[int] = MPI.Group.Translate_ranks(comm.group, range(comm.size), MPI.COMM_WORLD.group)
         # The host of each rank of the world, and what `stored_tuning` gave on its rank 0: filled in by open_world.
         self.world_hosts: np.ndarray = np.zeros(endings.size, np.int64) if parent is None else parent.world_hosts
         self.tuning: str = "" if parent is None else parent.tuning

@@ -69,6 +69,7 @@ def fit_with_branches(
     """Train, tell rank 0's terminal how it goes, and return what there is to report, and the whole network's state."""
     # M.2(1) Initialise the parameters: every rank has drawn the same network. M.2(2) Partition it over the ranks.
     network = Branches(towers_of(model, args.branches), comm, join="sum")
+    comm.mark("M.1", f"by module: the hidden layer in {args.branches} towers")
     parameters = list(network.parameters())  # none, on a rank without a tower
     optimizer = OPTIMIZERS[args.optimizer](parameters, lr=args.lr) if parameters else None
     deal: Any = partial(md.data.Loader, dtype=args.dtype, device=device)  # the same batches on every rank
@@ -91,6 +92,8 @@ def fit_with_branches(
         seconds += took
         sent += np.array([comm.record.sent_bytes, comm.record.sent_messages]) - before
         accuracy = evaluate(network, test_loader)
+        comm.value("accuracy", accuracy)
+        comm.mark("M.2(5)", f"epoch {epoch + 1} of {args.epochs} is over")
         say(epoch_in_words(epoch, args.epochs, loss, accuracy, len(train[0]), took), flush=True)
     nbytes, messages = (md.collectives.all_reduce(comm, sent, "mean") / (args.epochs * len(loader))).tolist()
     say(f"a rank's step   sent {nbytes / 1e6:.3f} MB in {messages:.1f} messages", flush=True)
@@ -123,6 +126,7 @@ def train_epoch(
                 loss = F.cross_entropy(logits, md.Tensor(labels[part]), reduction="sum") / len(labels)
                 loss.backward()  # to the weights of its own towers; nothing is left to tell the others
                 total += loss.item() * len(labels)
+                comm.value("loss", loss.item() * len(labels) / max(part.stop - part.start, 1))
             if args.clip:  # the norm is that of all ranks' gradients
                 mine = [p.grad.data for p in network.parameters() if p.grad is not None]
                 none = backend.full((1,), 0, args.dtype, device=loader.device)

@@ -30,6 +30,7 @@ from minidist.data.picture import draw_partitions
 from minidist.examples.branches import fit_with_branches
 from minidist.examples.on_mesh import fit_on_mesh
 from minidist.examples.options import OPTIMIZERS, SERVERS, json_name, parse
+from minidist.examples.seen import seen
 from minidist.examples.servers import fit_with_servers
 from minidist.examples.straggler import Straggler
 from minidist.examples.summary import costs_of, epoch_in_words, in_words, progress
@@ -57,7 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     how: Any = fit_with_servers if args.sync == SERVERS else fit
     if args.on_mesh or args.branches:
         how = fit_on_mesh if args.on_mesh else fit_with_branches
-    result, state = how(model, train, test, args, comm, device)
+    with seen(args, comm, device):
+        comm.mark("C.1", f"{comm.size} rank{'s' * (comm.size > 1)} on {device}")
+        network = "-".join(map(str, widths(train, test, args)))
+        comm.mark("C.4", f"{network}, ReLU, cross-entropy from logits, {args.optimizer}, {args.epochs} epochs")
+        result, state = how(model, train, test, args, comm, device)
     if args.save and comm.rank == 0:
         md.checkpoint.save(args.save, state)
     if args.json and comm.rank == 0:
@@ -98,11 +103,10 @@ def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial:
     """The network, with the data's number of inputs and classes."""
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(f"training images have {train[0].shape[1]} pixels, test images {test[0].shape[1]}")
-    classes = int(max(train[1].max(), test[1].max())) + 1
     md.manual_seed(args.seed)
+    # C.4 The practical case: this network, on logits; the document's has a softmax more, in front of its loss.
     # D.3(1) Initialise the parameters: every rank draws the same ones (and data_parallel makes sure of it).
-    widths = [train[0].shape[1], *args.hidden, classes]
-    layers = [layer for a, b in pairwise(widths) for layer in (md.nn.Linear(a, b), md.nn.ReLU())]
+    layers = [layer for a, b in pairwise(widths(train, test, args)) for layer in (md.nn.Linear(a, b), md.nn.ReLU())]
     model = md.nn.Sequential(*layers[:-1])
     model.to(device, args.dtype)
     if initial is not None:
@@ -111,6 +115,11 @@ def build(args: argparse.Namespace, train: Any, test: Any, device: str, initial:
         except (KeyError, ValueError) as error:
             raise ValueError(f"cannot load {args.load}: {error.args[0]}") from None
     return model
+
+
+def widths(train: Any, test: Any, args: argparse.Namespace) -> list[int]:
+    """How many numbers come into each layer, and out of the last: a logit for each class."""
+    return [train[0].shape[1], *args.hidden, int(max(train[1].max(), test[1].max())) + 1]
 
 
 def strategy_of(
@@ -140,6 +149,7 @@ def fit(
     """Train, tell rank 0's terminal how it goes, and return what there is to report, and the parameters."""
     optimizer: Any = OPTIMIZERS[args.optimizer](model.parameters(), lr=args.lr)
     network, optimizer, words = strategy_of(model, optimizer, args, comm)
+    comm.mark("D.2", f"every rank has all parameters; kept in step by {words}")
     # D.3(2) Partition the data (D.1): every rank has its share of each global batch.
     deal: Any = partial(md.data.Loader, seed=args.seed, dtype=args.dtype, device=device)
     cut: Any = partial(deal, *train, batch_size=args.batch_size, partition=args.partition)
@@ -148,6 +158,9 @@ def fit(
         loaders = [cut(rank=micro, size=args.reproducible) for micro in mine]
     else:
         loaders = [cut(rank=comm.rank, size=comm.size, hosts=comm.hosts())]
+    share = sum(len(indices) for loader in loaders for indices in loader.shares(epoch=0))
+    comm.mark("D.1", f"{args.partition}: {share:,} of {len(train[0]):,} images an epoch are this rank's")
+    comm.mark("D.3(2)", f"{len(loaders[0]):,} batches of {args.batch_size} images, each dealt over the ranks")
     if args.partition_picture and comm.rank == 0:
         draw_partitions({args.partition: loaders[0].histogram()}, args.partition_picture)
     test_loader = deal(*test, batch_size=1000 * comm.size, shuffle=False, rank=comm.rank, size=comm.size)
@@ -172,6 +185,8 @@ def fit(
         seconds += took
         with meter.left_out():
             accuracy = evaluate(model, test_loader, comm)
+        comm.value("accuracy", accuracy)
+        comm.mark("D.3(5)", f"epoch {epoch + 1} of {args.epochs} is over")
         say(epoch_in_words(epoch, args.epochs, loss, accuracy, len(train[0]), took), flush=True)
     md.parallel.assert_replicas_agree(network, comm)
     costs = costs_of(meter, comm, seconds, args.epochs * len(loaders[0]))
@@ -209,7 +224,8 @@ def train_epoch(
                 if alone and not share:
                     break
                 # D.3(4) Synchronise: the last backward ends with the average of all ranks' gradients ...
-                with pace(), nullcontext() if alone or number == len(pieces) else network.no_sync():
+                sync = nullcontext() if alone or number == len(pieces) else network.no_sync()
+                with comm.step("D.3(3) train"), pace(), sync:
                     logits = network(md.Tensor(images))
                     if args.accumulate == 1:
                         loss = F.cross_entropy(logits, md.Tensor(labels))
@@ -217,7 +233,9 @@ def train_epoch(
                         loss = F.cross_entropy(logits, md.Tensor(labels), reduction="sum") / max(share, 1)
                     loss.backward()
                 if len(labels):
-                    total += loss.item() * (len(labels) if args.accumulate == 1 else share), len(labels)
+                    loss_sum = loss.item() * (len(labels) if args.accumulate == 1 else share)
+                    total += loss_sum, len(labels)
+                    comm.value("loss", loss_sum / len(labels))
             if args.clip:
                 clip = partial(md.optim.clip_grad_norm_, network.parameters()) if alone else network.clip_grad_norm_
                 clip(args.clip)

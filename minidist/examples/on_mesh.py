@@ -24,6 +24,7 @@ def fit_on_mesh(
     """As `fit`: train, tell rank 0's terminal how it goes, and return what there is to report, and the parameters."""
     mesh = md.Mesh(comm, dp=args.dp, pp=args.pp, tp=args.tp)
     deal: Any = partial(md.data.Loader, dtype=args.dtype, device=device, rank=mesh.dp.rank, size=mesh.dp.size)
+    comm.mark("M.1", f"by layer: {args.pp} stages; by module: the inside of every layer over {args.tp} ranks")
     # D.3(2) Partition the data over dp: along the other axes all ranks have the same samples.
     loader = deal(*train, batch_size=args.batch_size, seed=args.seed)
     test_loader = deal(*test, batch_size=1000 * mesh.dp.size, shuffle=False)
@@ -61,6 +62,8 @@ def fit_on_mesh(
         seconds += took
         with trainer.meter.left_out():
             accuracy = evaluate(trainer, test_loader)
+        comm.value("accuracy", accuracy)
+        comm.mark("M.2(5)", f"epoch {epoch + 1} of {args.epochs} is over")
         say(epoch_in_words(epoch, args.epochs, loss, accuracy, len(train[0]), took), flush=True)
     if any(True for _ in trainer.module.parameters()):
         md.parallel.assert_replicas_agree(trainer.module, mesh.dp)
@@ -106,7 +109,9 @@ def train_epoch(trainer: Trainer, loader: md.data.Loader, epoch: int, args: Any,
     total, count = 0.0, 0
     with progress(len(loader.labels), epoch, args, comm) as bar:
         for samples, (images, labels) in zip(loader.batch_sizes, loader.epoch(epoch), strict=True):
-            total += trainer.step(images, labels) * samples
+            loss = trainer.step(images, labels)
+            comm.value("loss", loss)
+            total += loss * samples
             count += samples
             if not bar.disable:
                 bar.set_postfix_str(f"loss {total / count:.3f}", refresh=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import minidist as md
 from minidist.comm import Communicator
+from minidist.examples.seen import add_options
 from minidist.examples.straggler import straggler_of
 from minidist.mesh import AXES, check_shape
 from minidist.parallel.parameter_server import Roles, consistency_of
@@ -103,6 +104,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--save", metavar="FILE", help="write the trained parameters (safetensors)")
     add("--load", metavar="FILE", help="start from these parameters (safetensors)")
     add("--json", metavar="FILE", help="write the result as one JSON object; - for standard output")
+    add_options(add)
     add("--quiet", action="store_true", help="print nothing but errors (and what --json - asks for)")
     args = parser.parse_args(argv)
     problem = problem_of(args, comm)

@@ -39,6 +39,7 @@ def fit_with_servers(
         balanced=not args.even_shares,
         deadline=args.deadline,
     )
+    comm.mark("D.2", f"parameters are servers' (of ranks: {len(ps.roles.server_ranks)}); {len(ps.roles.workers)} work")
     if not ps.serves:
         work(ps, train, test, args, comm, device)
         return {}, {}
@@ -73,13 +74,16 @@ def train_shares(ps: ParameterServer, loader: md.data.Loader, epoch: int, args: 
     total = np.zeros(2)
     for start, size in ps.shares(epoch):  # D.3(2): the share that it is dealt
         # D.3(3) Each worker trains on its own share. D.3(4) Gradients are pushed while backward goes on ...
+        before = total[0]
         if size:
             ps.zero_grad()
             with slow.computing(lambda: ps.worker.waited):
                 for piece in range(args.accumulate):
                     part = md.collectives.chunk_slice(size, args.accumulate, piece)
                     images, labels = loader.take(epoch, start + part.start, part.stop - part.start)
-                    total += train_on(ps, images, labels, size, last=piece == args.accumulate - 1)
+                    with ps.comm.step("D.3(3) train"):
+                        total += train_on(ps, images, labels, size, last=piece == args.accumulate - 1)
+            ps.comm.value("loss", (total[0] - before) / size)
         ps.step()  # ... and the parameters come before the next forward.
     return total
 
@@ -145,6 +149,8 @@ class Teller:
             self.since = now
             self.bar.clear()
             accuracy = sums[0] / max(sums[1], 1)
+            self.comm.value("accuracy", accuracy)
+            self.comm.mark("D.3(5)", f"epoch {self.epoch} of {self.args.epochs} is over")
             self.say(epoch_in_words(self.epoch - 1, self.args.epochs, self.loss, accuracy, self.samples, self.took))
             self.bar.reset()
             self.result = {

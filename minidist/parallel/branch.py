@@ -99,6 +99,7 @@ class Branches(Module):
             place = [bisect(stops, i) for i in range(len(branches))]
         if len(place) != len(branches) or not all(0 <= rank < comm.size for rank in place):
             raise ValueError(f"Branches: place {[*place]} for {len(branches)} branches on ranks 0 to {comm.size - 1}")
+        # M.1 Model partition by module (按模块划分): whole branches on different ranks.
         self.comm, self.join, self.dim = comm, join, dim
         self.root = None if root is None else comm.check_root(root)
         self.placed = dict(enumerate(place))

@@ -97,6 +97,7 @@ def data_parallel(
         raise TypeError("this pair has been through data_parallel already: give it the model and optimizer themselves")
     make = check_options(comm.size, zero, algorithm, compress, bucket_bytes, reproducible)
     start_alike(model, optimizer, comm)
+    # D.2 Parameter partition: all ranks have all parameters, kept in step by an all-reduce; or a part each, with zero.
     # The optimizer works bucket by bucket, too.
     if zero == 3:
         optimizer.parts = [piece for part in optimizer.parts for piece in cut_by_layer(part, model)]

@@ -129,6 +129,7 @@ class Pipeline:
                    but for auxiliary losses, each of which counts on the rank of its layer
         """
         batch = _Batch(self._cut(x, target), weight, self.loss, training=True)
+        self.comm.fact("schedule", self.schedule.name, self.comm.size, len(batch.pieces), self.chunks)
         before = [None if p.grad is None else p.grad.data.copy() for p, _ in self.tied]
         for p, _ in self.tied:
             p.grad = None
@@ -174,6 +175,7 @@ class Pipeline:
             with self.comm.step(f"M.2(3) {action}"):
                 ready = self._do(action, following, batch)
             self.spans.append(Span(action, start, ready, self.comm.clock()))
+            self.comm.fact("action", type(action).__name__, action.micro, action.chunk, *self.spans[-1][1:])
         self.post.finish()
         self.in_flight = max(self.in_flight, batch.in_flight)
 

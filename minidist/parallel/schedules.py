@@ -49,28 +49,32 @@ class Action:
 
     micro: int
     chunk: int = 0
+    name: ClassVar[str]
     letter: ClassVar[str]
     direction: ClassVar[int]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.micro}" + f", chunk {self.chunk}" * (self.chunk > 0)
 
 
 class Forward(Action):
     __slots__ = ()
-    letter, direction = "f", 1
+    name, letter, direction = "forward", "f", 1
 
 
 class Backward(Action):
     __slots__ = ()
-    letter, direction = "B", -1
+    name, letter, direction = "backward", "B", -1
 
 
 class BackwardInput(Action):
     __slots__ = ()
-    letter, direction = "B", -1
+    name, letter, direction = "backward (inputs)", "B", -1
 
 
 class BackwardWeight(Action):
     __slots__ = ()
-    letter, direction = "W", 0
+    name, letter, direction = "backward (weights)", "W", 0
 
 
 Actions = Iterator[Action]

@@ -53,6 +53,7 @@ class Plan:
 
 def plan(model: Sequential, stops: Sequence[int]) -> Plan:
     """Cut a model's layers at these places: stage s has the layers stops[s-1] … stops[s] - 1."""
+    # M.1 Model partition by layer (按层划分): a stretch of layers for each stage.
     layers = list(model.named_children())
     stages = [dict(layers[start:stop]) for start, stop in pairwise([0, *stops, len(layers)])]
     links = [Link(s, s + 1, "") for s in range(len(stages) - 1)] + _skips(stages)

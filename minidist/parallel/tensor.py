@@ -84,6 +84,7 @@ class ColumnParallelLinear(Module):
             raise ValueError(f"ColumnParallelLinear: gather_output=True would mix up {blocks} blocks: use blocks=1")
         self.in_features, self.out_features, self.comm = in_features, out_features, comm
         self.gather_output, self.sequence_parallel = gather_output, sequence_parallel
+        # M.1 Model partition by module (按模块划分): the inside of a layer, a slice of its weights on each rank.
         whole = nn.Linear(in_features, out_features, bias)
         self.splits = {"weight": Split(0, blocks)} | ({"bias": Split(0, blocks)} if bias else {})
         self.weight = _part(whole.weight, self.splits["weight"], comm)

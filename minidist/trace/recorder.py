@@ -64,7 +64,7 @@ def record(
     Ranks that share the folder write side by side; what is there of an earlier run is removed. If `device` is a GPU it
     waits for the device at the end of each stretch of computing, so that its times are the device's.
 
-    Cost    about 1 us for each row; and, where ranks are on several hosts, some messages before and after, see clocks.py
+    Cost    about 1 us for each row; where ranks are on several hosts, some messages before and after, see clocks.py
     Errors  OSError: the folder can't be made or written to
     """
     apart = comm.split(0)  # its messages must not meet those of the program
@@ -206,8 +206,6 @@ class Recorder(Listener, Watcher):
         self._rest()
 
     def update_begins(self) -> None:
-        self._orders.clear()
-        self._makers.clear()
         self._compute("update", "")
 
     def update_ends(self) -> None:
@@ -246,6 +244,8 @@ class Recorder(Listener, Watcher):
 
     def _end_step(self, now: float) -> None:
         self._updated = False
+        self._orders.clear()
+        self._makers.clear()
         if self._step_began is not None:
             self._step += 1
             self._row(f'"S",{self._step},{ns(self._step_began)},{ns(now)}')

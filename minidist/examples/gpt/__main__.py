@@ -30,6 +30,7 @@ from minidist.examples.gpt.generate import generate
 from minidist.examples.gpt.model import GPT, GPTConfig
 from minidist.examples.gpt.options import EPOCHS, parse, strategy_of
 from minidist.examples.mnist import check_files, refuse_if_any, write_json
+from minidist.examples.seen import seen
 from minidist.examples.summary import costs_of, in_words
 from minidist.mesh import AXES, Mesh
 from minidist.nn import Parameter
@@ -111,7 +112,10 @@ def main(argv: list[str] | None = None) -> None:
         f"batch {args.batch_size} windows of {args.context}", flush=True)  # fmt: skip
     words = "one rank" if comm.size == 1 else strategy_of(args)
     say(f"{comm.size} rank{'s' * (comm.size > 1)} on {device}, {words}, AdamW lr {args.lr}", flush=True)
-    result = fit(trainer, optimizers[0], data, args, comm, say)
+    with seen(args, comm, device):
+        comm.mark("C.1", f"{comm.size} rank{'s' * (comm.size > 1)} on {device}")
+        comm.mark("M.1", words)
+        result = fit(trainer, optimizers[0], data, args, comm, say)
     state = trainer.state_dict()
     write(args, state, config, data, comm)
     if args.json and comm.rank == 0:
@@ -215,6 +219,8 @@ def fit(
         seconds, step = seconds + took, step + number
         with trainer.meter.left_out():
             held_out = evaluate(trainer, data.held_out)
+        comm.value("held-out loss", held_out)
+        comm.mark("M.2(5)", f"step {step} of {steps}")
         say(
             f"step {step:{len(str(steps))}}/{steps}   loss {loss:.4f}   {in_bits(held_out, data)}   "
             f"{number * args.batch_size * args.context / took:8,.0f} tokens/s   {took:5.1f} s",
@@ -246,7 +252,9 @@ def train_epoch(
     ) as bar:
         for done, (x, y) in enumerate(batches, start=1):
             # M.2(3), D.3(3) Each rank computes its part. M.2(4), D.3(4) The gradients of all make one step.
-            total += trainer.step(x, y)
+            loss = trainer.step(x, y)
+            comm.value("loss", loss)
+            total += loss
             rate.step()
             if not bar.disable:
                 bar.set_postfix_str(f"loss {total / done:.3f}", refresh=False)

@@ -9,6 +9,7 @@ import minidist as md
 from minidist.comm import Communicator
 from minidist.examples.gpt.model import CHOICES
 from minidist.examples.options import Parser, option
+from minidist.examples.seen import add_options
 from minidist.mesh import AXES, check_shape
 from minidist.parallel.schedules import SCHEDULES
 
@@ -86,6 +87,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--save", metavar="FILE", help="write the trained parameters (safetensors), and FILE.json if it is bpe")
     add("--load", metavar="FILE", help="start from these parameters (safetensors)")
     add("--json", metavar="FILE", help="write the result as one JSON object; - for standard output")
+    add_options(add)
     add("--quiet", action="store_true", help="print nothing but errors, and what --generate and --json - ask for")
     args = parser.parse_args(argv)
     problem = problem_of(args, comm)

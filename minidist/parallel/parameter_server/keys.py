@@ -69,6 +69,7 @@ class Layout:
         if sharding not in SHARDINGS:
             raise ValueError(f"sharding {sharding!r}: choose {' or '.join(map(repr, SHARDINGS))}")
         self.stretches, self.servers = list(stretches), servers
+        # D.2 Parameter partition: stretches of the parameters, spread over the servers.
         self.keys: list[Key] = []
         for index, start, stop, server in SHARDINGS[sharding](self.stretches, servers):
             s = self.stretches[index]

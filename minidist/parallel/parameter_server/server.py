@@ -37,6 +37,7 @@ class Server:
     ):
         self.comm, self.post, self.roles, self.layout, self.consistency = comm, post, roles, layout, consistency
         self.number = roles.server_ranks.index(comm.rank)
+        # C.3 Communication mechanism: a parameter server. Workers push gradients here, and pull values.
         self.view = first_view(roles)
         # The shards of which it has a copy: its own, and those of the servers before it in the circle.
         shards = [(self.number - i) % roles.servers for i in range(roles.copies + 1)]
@@ -135,6 +136,7 @@ class Server:
             self._acknowledge(source, store, message.number, taken=0)
         elif gradient is not None and not self.consistency.synchronous:
             self.staleness[staleness] += 1
+            self.comm.value("staleness", staleness)
         self.touched[message.key] = None
 
     def apply(self, store: Store, gradient: Array | None, made_of: list[tuple[int, int]], scale: float) -> None:
@@ -145,6 +147,8 @@ class Server:
             store.seen[worker] = number
         if self.consistency.synchronous:
             self.staleness[0] += len(made_of)
+            for _ in made_of:
+                self.comm.value("staleness", 0)
         if self.roles.copies:
             self.chains[store.key.server].applied(store, gradient, made_of, scale)
         else:

@@ -31,6 +31,7 @@ from ...nn import Embedding, Module
 from ...nn.flat import flatten
 from ...optim import Optimizer
 from ...optim.optimizer import Part
+from ...watcher import current_watchers
 from ..buckets import cut_by_layer, owners_of
 from .consistency import Synchronous, consistency_of
 from .dealing import BY_SPEED, EVEN, IN_TURN, Dealer, Share
@@ -263,6 +264,8 @@ class ParameterServer:
         self._ask_for_share(self._samples, max(seconds, 0.0))
         self._ask_for_values()
         worker.poll()
+        for watcher in current_watchers():
+            watcher.update_ends()
 
     def pull(self) -> None:
         """Have the parameters of the present clock, all of them, now."""
