@@ -111,9 +111,9 @@ def visit(
     for watcher in watchers:
         watcher.backward_begins()
     for node in nodes:
+        node.check_saved()
         for watcher in watchers:
             watcher.visits(node)
-        node.check_saved()
         assert node.inputs is not None
         if direct:
             node.into = [

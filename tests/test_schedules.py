@@ -384,8 +384,8 @@ def test_bad_arguments_of_play(arguments: dict, message: str) -> None:
         ([Forward(0), BackwardInput(0)], "Forward, BackwardInput;"),
         ([Forward(0), BackwardWeight(0), BackwardInput(0)], "Forward, BackwardWeight, BackwardInput;"),
         ([Forward(0), Backward(0), BackwardWeight(0)], "Forward, Backward, BackwardWeight;"),
-        ([Forward(1), Backward(1)], r"Forward\(micro=1, chunk=0\): there are 1 microbatches and 1 chunks"),
-        ([Forward(0, 1)], r"Forward\(micro=0, chunk=1\)"),
+        ([Forward(1), Backward(1)], r"forward 1: there are 1 microbatches and 1 chunks"),
+        ([Forward(0, 1)], r"forward 0, chunk 1"),
     ],
 )
 def test_check_finds_what_is_wrong(actions: list[Action], message: str) -> None:

@@ -24,6 +24,7 @@ def fit_on_mesh(
     """As `fit`: train, tell rank 0's terminal how it goes, and return what there is to report, and the parameters."""
     mesh = md.Mesh(comm, dp=args.dp, pp=args.pp, tp=args.tp)
     deal: Any = partial(md.data.Loader, dtype=args.dtype, device=device, rank=mesh.dp.rank, size=mesh.dp.size)
+    comm.mark("M.2(1)", "every rank has drawn the whole network, alike")
     comm.mark("M.1", f"by layer: {args.pp} stages; by module: the inside of every layer over {args.tp} ranks")
     # D.3(2) Partition the data over dp: along the other axes all ranks have the same samples.
     loader = deal(*train, batch_size=args.batch_size, seed=args.seed)

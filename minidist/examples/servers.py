@@ -39,7 +39,8 @@ def fit_with_servers(
         balanced=not args.even_shares,
         deadline=args.deadline,
     )
-    comm.mark("D.2", f"parameters are servers' (of ranks: {len(ps.roles.server_ranks)}); {len(ps.roles.workers)} work")
+    servers, workers = (", ".join(map(str, ranks)) for ranks in (ps.roles.server_ranks, ps.roles.workers))
+    comm.mark("D.2", f"the parameters are kept by ranks {servers}; ranks {workers} pull them")
     if not ps.serves:
         work(ps, train, test, args, comm, device)
         return {}, {}

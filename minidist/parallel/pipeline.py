@@ -104,6 +104,8 @@ class Pipeline:
         whole = plan(model, where_to_cut(model, self.num_stages, cut, comm, sample))
         self._stages = [Sequential(whole.stages[self._stage(chunk)]) for chunk in range(chunks)]
         self.module = Sequential({name: layer for stage in self._stages for name, layer in stage.named_children()})
+        held = ", ".join(name for name, _ in self.module.named_children()) or "none"
+        comm.mark("M.2(2)", f"of {self.num_stages} stages rank {comm.rank} has {chunks}: layers {held}")
         self.layout = [
             (name, s % comm.size)
             for s, stage in enumerate(whole.stages)

@@ -80,9 +80,7 @@ def constant(node: ast.AST) -> str:
     """What can be read of a string: "{...}" in the place of what is put in."""
     if isinstance(node, ast.JoinedStr):
         return "".join(map(constant, node.values))
-    if isinstance(node, ast.FormattedValue):
-        return "{...}"
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "{...}"
 
 
 def marks(text: str, file: str, line: int) -> Iterator[Place]:

@@ -41,7 +41,6 @@ from typing import Any, TextIO
 
 from .. import backend
 from ..autograd import is_grad_enabled
-from ..collectives import barrier
 from ..comm import Communicator
 from ..comm.record import END, MESSAGE_END, Entry, Listener, Message
 from ..nn import Module
@@ -67,18 +66,16 @@ def record(
     Cost    about 1 us for each row; where ranks are on several hosts, some messages before and after, see clocks.py
     Errors  OSError: the folder can't be made or written to
     """
-    apart = comm.split(0)  # its messages must not meet those of the program
-    assert apart is not None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if comm.rank == 0:
         for old in folder.glob("rank-*.jsonl"):
             old.unlink()
-    barrier(apart)
+    apart = comm.split(0)  # all have come; and its messages will not meet those of the program
+    assert apart is not None
     with (folder / f"rank-{comm.rank:04}.jsonl").open("w", encoding="utf-8") as file:
         recorder = Recorder(comm, file, device, program)
         recorder.align(offset_to_first(apart))
-        barrier(apart)
         before = comm.record.listeners
         comm.record.listeners = (*before, recorder)
         try:
