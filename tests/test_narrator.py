@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,25 @@ from minidist.trace import narrate
 from minidist.trace.labels import LABELS, main, places
 
 # As the mission has them; not read from the code under test.
-DOCUMENT = (
-    ["D.1", "D.2", "D.3(1)", "D.3(2)", "D.3(3)", "D.3(4)", "D.3(5)", "M.1", "M.2(1)", "M.2(2)", "M.2(3)", "M.2(4)", "M.2(5)", "C.1", "C.2", "C.3", "C.4"]
-)
+DOCUMENT = [
+    "D.1",
+    "D.2",
+    "D.3(1)",
+    "D.3(2)",
+    "D.3(3)",
+    "D.3(4)",
+    "D.3(5)",
+    "M.1",
+    "M.2(1)",
+    "M.2(2)",
+    "M.2(3)",
+    "M.2(4)",
+    "M.2(5)",
+    "C.1",
+    "C.2",
+    "C.3",
+    "C.4",
+]
 
 
 def told(program, size, network=None, rank=0):
@@ -225,6 +243,24 @@ def test_python_m_minidist_says_what_there_is():
 # -- in the examples --------------------------------------------------------------------------------------------------
 
 
+def assert_messages_match(folder: Path, ranks: int) -> None:
+    """What one rank has sent, another has received: as often, in the same order, no sooner."""
+    sent, received = defaultdict(list), defaultdict(list)
+    for rank in range(ranks):
+        for line in (folder / f"rank-{rank:04}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if isinstance(row, list) and row[0] == "M":
+                _, direction, group, peer, tag, nbytes, start, end = row
+                ends = (rank, peer) if direction == "s" else (peer, rank)
+                table = sent if direction == "s" else received
+                table[group, tag, *ends].append((nbytes, start if direction == "s" else end))
+    assert sent.keys() == received.keys()
+    assert sent
+    for key, messages in sent.items():
+        assert [n for n, _ in messages] == [n for n, _ in received[key]], key
+        assert all(left <= came for (_, left), (_, came) in zip(messages, received[key], strict=True)), key
+
+
 @needs_mpi
 @pytest.mark.parametrize(
     "ranks, options, steps",
@@ -243,5 +279,6 @@ def test_the_example_explains_and_records_itself(ranks, options, steps, tmp_path
     for step in steps.split():
         assert re.search(rf"^{re.escape(step)} {LABELS[step][0]}: ", done.stdout, re.MULTILINE), (step, done.stdout)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [f"rank-{r:04}.jsonl" for r in range(ranks)]
+    assert_messages_match(tmp_path / "run", ranks)
     text = (tmp_path / "run" / f"rank-{ranks - 1:04}.jsonl").read_text()
     assert '["V","loss",' in text

@@ -106,7 +106,7 @@ class Recorder(Listener, Watcher):
             "program": " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]) if program is None else program,
             "schedule": None,
         }
-        self._rows: list[str] = []
+        self._rows: list[str | Row] = []
         self._entries: list[Entry] = []  # operations and messages, which get their ends later
         self._messages: list[Message] = []
         self._groups: set[str] = set()
@@ -146,7 +146,7 @@ class Recorder(Listener, Watcher):
     def step_ended(self, label: str) -> None:
         if self._labels:  # else it began before the recording
             label, start = self._labels.pop()
-            self._row(f'"L",{quoted(label)},{len(self._labels)},{ns(start)},{ns(self.clock())}')
+            self._rows.append(("L", (label, len(self._labels)), (start, self.clock())))
 
     def mark(self, label: str, words: str) -> None:
         self._row(f'"I",{quoted(label)},{json.dumps(words)},{ns(self.clock())}')
@@ -159,7 +159,7 @@ class Recorder(Listener, Watcher):
             self.header["schedule"] = dict(zip(("name", "stages", "microbatches", "chunks"), fields, strict=True))
         elif kind == "action":
             name, micro, chunk, *times = fields
-            self._row(f'"P","{name}",{micro},{chunk},{",".join(map(ns, times))}')
+            self._rows.append(("P", (name, micro, chunk), tuple(times)))
 
     def align(self, offset: float) -> None:
         """Add `offset` to this clock, now, to have rank 0's."""
@@ -228,7 +228,7 @@ class Recorder(Listener, Watcher):
             kind, layer, label, start = self._stretch
             self._stretch = None
             if now - start >= SHORTEST:
-                self._row(f'"C","{kind}",{quoted(layer)},{quoted(label)},{ns(start)},{ns(now)}')
+                self._rows.append(("C", (kind, layer, label), (start, now)))
         return now
 
     def _next_step(self) -> None:
@@ -270,7 +270,7 @@ class Recorder(Listener, Watcher):
     def _write_wait(self) -> None:
         start, end = self._wait
         if end > start:
-            self._row(f'"W",{ns(start)},{ns(end)}')
+            self._rows.append(("W", (), self._wait))
 
     def _flush(self, last: bool) -> None:
         """Write what is finished; at last, everything."""
@@ -301,7 +301,7 @@ class Recorder(Listener, Watcher):
                 self._messages.append(message)
                 continue
             self._row(f'"M","{direction}",{self._group(group)},{peer},{tag},{nbytes},{ns(start)},{ns(end)}')
-        self.file.writelines(self._rows)
+        self.file.writelines(row if isinstance(row, str) else in_json(*row) for row in self._rows)
         self._rows.clear()
 
     def _group(self, group: Communicator) -> str:
@@ -313,7 +313,14 @@ class Recorder(Listener, Watcher):
         return quoted(name)
 
 
+# What is put into words only when it is written: the kind of row, its fields, and its times in seconds.
+Row = tuple[str, tuple[str | int, ...], tuple[float | None, ...]]
+
 quoted = cache(json.dumps)
+
+
+def in_json(kind: str, fields: tuple[str | int, ...], times: tuple[float | None, ...]) -> str:
+    return f'["{kind}",{"".join(f"{quoted(field)}," for field in fields)}{",".join(map(ns, times))}]\n'
 
 
 def ns(seconds: float | None) -> str:
