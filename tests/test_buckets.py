@@ -132,7 +132,7 @@ def latest(comm: Communicator) -> int:
 def averages(comm: Communicator, after: int) -> list[Operation]:
     """The gradients' collectives of this rank since that number, in the order they set off."""
     operations = [op for op in comm.record.operations() if op.number > after]
-    return [op for op in operations if op.label == AVERAGE and "all_gather" not in op.kind]
+    return [op for op in operations if op.label.startswith(AVERAGE) and "all_gather" not in op.kind]
 
 
 def column(comm: Communicator) -> tuple[np.ndarray, md.Tensor]:

@@ -137,8 +137,11 @@ class Averaging:
         bucket = self.buckets[self._next]
         if self._alike and not any(self._anywhere or bucket.pending()):
             bucket.skip()
+        elif self._several:
+            with self.comm.step(f"D.3(4) average gradients, bucket {self._next + 1}"):
+                bucket.start(*self._weight, background=True)
         else:
-            bucket.start(*self._weight, background=self._several)
+            bucket.start(*self._weight, background=False)
         if self.zero >= 2 and self._next:  # wait, so that the whole gradients of two buckets are there at most
             self.buckets[self._next - 1].finish()
         self._next += 1
