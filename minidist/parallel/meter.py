@@ -96,7 +96,7 @@ class Meter:
                 *(("optimizer", array) for array in part.state.values()),
             ):
                 now[kind] += 0 if array is None else array.nbytes
-        for kind, nbytes in now.items():
-            if nbytes > self.memory[kind]:
-                self.memory[kind] = nbytes
+        before, self.memory = self.memory, {kind: max(nbytes, now[kind]) for kind, nbytes in self.memory.items()}
+        for kind, nbytes in self.memory.items():
+            if nbytes > before[kind]:
                 self.comm.value(f"memory {kind}", nbytes)
