@@ -48,6 +48,10 @@ def text_of(page: str) -> str:
     return (TUTORIALS / f"{page}.md").read_text("utf-8")
 
 
+def read_near(page: str, link: str) -> str:
+    return ((TUTORIALS / page).parent / link).read_text("utf-8")
+
+
 def code_of(page: str) -> list[Any]:
     """Its code cells."""
     return code_cells(jupytext.reads(text_of(page), fmt="md"))
@@ -179,6 +183,14 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_the_index_names_every_page() -> None:
     assert set(links(text_of("README"))) >= {f"{page}.md" for page in EVERY}
+
+
+@pytest.mark.parametrize("page", ["en/glossary", "zh/glossary"])
+def test_the_glossary_names_what_is_in_the_code(page: str) -> None:
+    places = re.findall(r"\]\(([^)]+\.py)\) `(\w+)` \|$", text_of(page), re.MULTILINE)
+    assert len(places) == len(re.findall(r"^\| \*\*", text_of(page), re.MULTILINE)) > 50, "a row without its place"
+    missing = [(file, name) for file, name in places if not re.search(rf"\b{name}\b", read_near(page, file))]
+    assert not missing
 
 
 # -- two editions -----------------------------------------------------------------------------------------------------
