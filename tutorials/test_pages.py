@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -267,40 +268,19 @@ def commands(text: str) -> list[str]:
 
 
 def python_of(command: str) -> list[str] | None:
-    """What python is told by `A=1 mpirun -n 4 python -m minidist.examples.mnist --zero 1`; None: no such command."""
+    """What python is told by `A=1 mpirun -n 4 python -m minidist.examples.mnist --zero 1`; None: it starts none."""
     words = shlex.split(command, comments=True)
     while words and re.fullmatch(r"\w+=.*", words[0]):
         del words[0]
-    if not words or words[0] not in ("mpirun", "python"):
+    if not words or words[0] not in ("mpirun", "python") or "python" not in words:
         return None
-    assert "python" in words, f"what does it start? {command}"
     arguments = words[words.index("python") + 1 :]
     return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
-def programs() -> dict[tuple[str, ...], dict[str, str]]:
-    """Each program of minidist that a page starts, and the options it is given: {option: page}."""
-    found: dict[tuple[str, ...], dict[str, str]] = {}
-    for page in [*EVERY, "README"]:
-        for command in commands(text_of(page)):
-            words = python_of(command)
-            if not words or words[0] == "-c" or (words[0] == "-m" and not words[1].startswith("minidist")):
-                continue
-            length = 1 if words[0] != "-m" else 3 if words[1] in ("minidist", "minidist.comm") else 2
-            options = [word.partition("=")[0] for word in words[length:] if word.startswith("--")]
-            found.setdefault(tuple(words[:length]), {}).update(dict.fromkeys(options, page))
-    return found
-
-
-def written_by_a_page(script: str) -> bool:
-    return any(f'"{script}"' in cell.source for page in LESSONS for cell in code_of(page))
-
-
-@pytest.mark.parametrize("program", programs(), ids=" ".join)
-def test_commands_are_understood_by_their_programs(program: tuple[str, ...]) -> None:
-    if program[0] != "-m" and not (ROOT / program[0]).exists():
-        assert written_by_a_page(program[0]), f"there is no {program[0]}"
-        return
+@cache
+def help_of(*program: str) -> str:
+    """What it prints with --help."""
     done = subprocess.run(
         [sys.executable, *program, "--help"],
         capture_output=True,
@@ -309,9 +289,25 @@ def test_commands_are_understood_by_their_programs(program: tuple[str, ...]) -> 
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 0, done.stderr
-    unknown = {o: page for o, page in programs()[program].items() if not re.search(rf"{o}(?![\w-])", done.stdout)}
-    assert not unknown, f"its --help knows none of {unknown}"
+    assert done.returncode == 0, f"{program}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", [*EVERY, "README"])
+def test_commands_are_understood_by_their_programs(page: str) -> None:
+    for command in commands(text_of(page)):
+        words = python_of(command)
+        if not words or words[0] == "-c" or (words[0] == "-m" and not words[1].startswith("minidist")):
+            continue
+        if words[0] != "-m" and not (ROOT / words[0]).exists():
+            assert any(f'"{words[0]}"' in cell.source for cell in code_of(page)), f"no {words[0]}, nor is it written"
+            continue
+        # The program: a script, -m and a module, or those and a command of the module.
+        length = 1 if words[0] != "-m" else 3 if words[1] in ("minidist", "minidist.comm") else 2
+        known = help_of(*words[:length])
+        options = [word.partition("=")[0] for word in words[length:] if word.startswith("--")]
+        unknown = [option for option in options if not re.search(rf"{option}(?![\w-])", known)]
+        assert not unknown, f"{command}: its --help knows no {unknown}"
 
 
 # -- whether these tests can fail -------------------------------------------------------------------------------------
