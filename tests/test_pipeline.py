@@ -215,3 +215,15 @@ def test_the_most_costly_stage_is_as_cheap_as_can_be(costs: list[float], stages:
     assert cost(stops) == min(map(cost, combinations_with_replacement(range(len(costs) + 1), stages - 1)))
     sizes = [b - a for a, b in pairwise([0, *stops, len(costs)])]
     assert all(sizes) or len(costs) < stages
+
+
+@pytest.mark.parametrize("schedule, kept", [("gpipe", [4, 4, 4]), ("1f1b", [3, 2, 1])])
+@on_ranks(3)
+def test_what_came_from_other_stages_is_kept(comm, schedule, kept):
+    """A stage that is one linear layer saves its input, which is a message: 2 samples of 5 float32 a microbatch."""
+    model = md.nn.Sequential(*(md.nn.Linear(5, 5) for _ in range(3)))
+    loss = lambda y, target: y.sum() * 0.5  # noqa: E731  saves nothing
+    pipeline = Pipeline(model, comm, loss, schedule=schedule, microbatches=4, cut=[1, 2])
+    pipeline.step(np.ones((8, 5), np.float32), np.zeros(8))
+    first = 8 * 5 * 4  # the microbatches are views of the batch, all of which stays
+    assert pipeline.activation_bytes == (kept[comm.rank] * 2 * 5 * 4 if comm.rank else first)

@@ -311,7 +311,9 @@ class _Batch:
         self.in_flight = max(self.in_flight, len(self.kept))
 
     def bytes_kept(self) -> int:
-        return bytes_kept([t for kept in self.kept.values() for t in (*kept.outputs.values(), *kept.losses)])
+        """What backward needs: what the layers have saved, and what came from other stages."""
+        came = sum(leaf.data.nbytes for kept in self.kept.values() for leaf in kept.inputs.values())
+        return came + bytes_kept([t for kept in self.kept.values() for t in (*kept.outputs.values(), *kept.losses)])
 
     def total(self) -> float:
         return float(sum(loss.item() * share for loss, share in self.losses))
