@@ -1,0 +1,117 @@
+"""Films in a terminal: colours, arrows, and keys to step with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from .film import Film
+
+CODES = {"bold": "1", "dim": "2", "done": "30;42", "moved": "30;43", "part": "30;46", "own": "7", "late": "31"}
+CODES |= {"forward": "30;44", "backward": "30;43", "weight": "30;42", "wait": "2"}
+PLAIN_SIGNS = {"→": "->", "·": "-", "–": "-", "…": "...", "×": "x", "█": "#", "░": ".", "▶": ">", "│": "|", "─": "-"}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a frame is written: with colours, in ASCII only, how wide."""
+
+    colour: bool
+    ascii: bool
+    width: int
+
+    def paint(self, text: str, kind: str | None) -> str:
+        """The text in a colour, if there are any."""
+        return f"\x1b[{CODES[kind]}m{text}\x1b[0m" if self.colour and kind else text
+
+    def signs(self, text: str) -> str:
+        """The text with signs that the terminal has."""
+        if self.ascii:
+            for sign, plain in PLAIN_SIGNS.items():
+                text = text.replace(sign, plain)
+        return text
+
+    def wrapped(self, text: str, indent: str = "") -> list[str]:
+        """The text in lines that fit; further ones are set in."""
+        return wrap(text, max(self.width, 24), initial_indent=indent, subsequent_indent=indent + "  ")
+
+
+def style_of(stream: TextIO, ascii_only: bool = False, width: int | None = None) -> Style:
+    """What this stream can show. NO_COLOR (https://no-color.org) is honoured."""
+    try:
+        "→·█░▶".encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        ascii_only = True
+    tty = stream.isatty()
+    colour = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Style(colour, ascii_only, width or (shutil.get_terminal_size().columns if tty else 100))
+
+
+def show(film: Film, style: Style, pause: bool = True, speed: float | None = None) -> None:
+    """Show a film on standard output. With `pause`, and at a terminal, keys go on and back; else all is printed.
+
+    speed  frames a second: they go on by themselves
+    """
+    out = sys.stdout
+    stepping = pause and out.isatty() and (speed is not None or sys.stdin.isatty())
+    if not stepping:
+        print("\n\n".join(film.text(i, style) for i in range(len(film))))
+        print()
+        print("\n".join(style.wrapped(style.signs(film.summary()))))
+        return
+    i = 0
+    while True:
+        out.write("\x1b[2J\x1b[H" + film.text(i, style) + "\n\n")
+        last = i == len(film) - 1
+        if last:
+            out.write("\n".join(style.wrapped(style.signs(film.summary()))) + "\n\n")
+        if speed is not None:
+            out.flush()
+            if last:
+                return
+            time.sleep(1 / speed)
+            i += 1
+            continue
+        out.write(style.paint("Enter or right: on   left: back   q: quit ", "dim"))
+        out.flush()
+        key = _key()
+        if key == "quit" or (key == "on" and last):
+            out.write("\n")
+            return
+        i = max(0, i - 1) if key == "back" else min(len(film) - 1, i + 1)
+
+
+BACK = ("\x1b[D", "\x1b[A", "b", "p", "\x7f")
+QUIT = ("q", "\x03", "\x04", "")
+
+
+def _key() -> str:
+    """Wait for a key: "on", "back" or "quit"."""
+    try:
+        import termios
+        import tty
+    except ImportError:  # no terminal of that kind: a line it is
+        line = sys.stdin.readline()
+        return "quit" if line.strip() == "q" or not line else "back" if line.strip() == "b" else "on"
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        key = os.read(descriptor, 8).decode(errors="replace")  # an arrow is three bytes
+    except KeyboardInterrupt:
+        return "quit"
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+    return "quit" if key in QUIT else "back" if key in BACK else "on"
+
+
+def columns(rows: Iterable[Iterable[str]]) -> list[int]:
+    """The width of each column of a table."""
+    return [max(map(len, column)) for column in zip(*rows)]
