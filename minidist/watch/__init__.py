@@ -43,7 +43,7 @@ def watch(name: str, ranks: int = 4, **options: Any) -> Film:
 
         _check(options, ("microbatches", "chunks", "forward", "backward", "message"), name)
         return PipelineFilm(subject.name, ranks, **options)
-    from .server import ServerFilm
+    from .server_film import ServerFilm
 
     _check(options, ("steps", "straggler", "alpha"), name)
     return ServerFilm(subject.name, ranks, **options)

@@ -118,7 +118,7 @@ class CollectiveFilm(Film):
             if self.given.kind.what == "word" or self.given.chunks == 1:
                 what = ""
             elif self.given.kind.what == "swap":
-                what = " " + " ".join(self.block(move, k) for k in range(len(move.chunks)))
+                what = f" ({' '.join(self.block(move, k) for k in range(len(move.chunks)))})"
             else:
                 what = f" c{_span(move.chunks)}"
             parts.append(f"{move.source}→{move.dest}{what}")
