@@ -78,6 +78,8 @@ class CollectiveFilm(Film):
         what = self.given.kind.what
         if what == "sum":
             return sum_in_letters(cell, room, self.ranks)
+        if what == "copy" and self.given.chunks == 1:
+            return "data"
         if what == "swap":
             return ",".join(f"{source}→{(source + chunk) % self.ranks}" for source in sorted(cell))
         return str(chunk)
@@ -100,6 +102,8 @@ class CollectiveFilm(Film):
             return "0→2 in a cell: what rank 0 gave for rank 2. It sits under the number of ranks it has to go."
         if what == "word":
             return "A cell is filled when the rank has been told that the other one is here."
+        if self.given.chunks == 1:
+            return "A cell is filled when the root's array is there."
         whose = "a rank's own" if operation in ("gather", "all_gather") else "the root's"
         return f"A cell is filled when {whose} chunk of that number is there. Green: where it has to be."
 
@@ -278,7 +282,9 @@ class CollectiveFilm(Film):
             piece = (w - 2 * margin) / self.ranks
             for rank in sorted(cell):
                 colour = colours.of_rank(rank)
-                shapes.append(Rect(x + margin + rank * piece, y + CELL - 14, max(piece - 1, 1), 7, colour, round=2, above=True))
+                shapes.append(
+                    Rect(x + margin + rank * piece, y + CELL - 14, max(piece - 1, 1), 7, colour, round=2, above=True)
+                )
         else:
             colour = colours.of_rank(chunk if self.given.kind.what == "copy" else min(cell))
             shapes.append(Rect(x + margin, y + CELL - 14, w - 2 * margin, 7, colour, round=2, above=True))

@@ -1,4 +1,6 @@
-"""A film: what `watch` returns. Frames with typed fields, and ways to look at them.
+"""A film: what `watch` returns.
+
+It has frames with typed fields, and ways to look at them:
 
     film.frames        what happened, moment by moment
     film.text(i)       a frame for the terminal

@@ -156,7 +156,8 @@ class GanttFilm(Film):
         return colours.of_rank(row)
 
     def _bars(self, i: int) -> list[Shape]:
-        until, shapes = self.until(i), []
+        until = self.until(i)
+        shapes: list[Shape] = []
         for bar in self.bars:
             if bar.start >= until:
                 continue
@@ -164,16 +165,17 @@ class GanttFilm(Film):
             w = self._x(min(bar.end, until)) - x
             stroke = "rule" if bar.kind in ("cell", "wait") else None
             opacity = 0.62 if bar.faint else 1.0
-            shapes.append(Rect(x + 0.5, y, max(w - 1, 0.5), BAR, bar.kind, stroke, 3, opacity, above=True))
+            shapes.append(Rect(x + 0.5, y, max(w - 1, 0.5), BAR, bar.kind, stroke, 3, opacity))
             whole = self._x(bar.end) - x
-            label = next((t for t in (bar.label, bar.short) if len(t) * 11 * LETTER <= whole - 4), "")
-            if label and w >= min(whole, 10):
+            label = next((t for t in (bar.label, bar.short) if len(t) * 11 * LETTER <= whole - 2), "")
+            if label and w >= (whole + len(label) * 11 * LETTER) / 2 - 1:
                 ink = "ink" if bar.kind in ("cell", "wait") else "onfill"
                 shapes.append(Text(x + whole / 2, y + BAR / 2, label, ink, 11, "middle"))
         return shapes
 
     def _arrows(self, i: int) -> list[Shape]:
-        now, until, shapes = self.frames[i].time, self.until(i), []
+        now, until = self.frames[i].time, self.until(i)
+        shapes: list[Shape] = []
         last = i == len(self.frames) - 1
         for arrow in self.arrows:
             ended = arrow.end <= now or (last and arrow.end <= until)

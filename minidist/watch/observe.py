@@ -1,4 +1,6 @@
-"""Ranks whose messages are seen: the simulator runs them as always, and an observer is told of each message.
+"""Ranks whose messages are seen.
+
+The simulator runs them as always, and an observer is told of each message:
 
     class Mine(Observer): ...
     simulate(lambda comm: program(Observed(comm, Mine())), 4)

@@ -77,10 +77,10 @@ class PipelineFilm(GanttFilm):
             raise ValueError(f"ranks={ranks}: expected 1 to {MOST_RANKS}, as more are too many to be seen")
         chunks = (2 if schedule.chunks else 1) if chunks is None else chunks
         microbatches = 2 * ranks if microbatches is None else microbatches
-        halves = {"backward_input": backward / 2, "backward_weight": backward / 2}
         self.timeline: Timeline = play(
-            schedule, ranks, microbatches, chunks, forward=forward, message=message, **halves
-        )
+            schedule, ranks, microbatches, chunks,
+            forward=forward, backward_input=backward / 2, backward_weight=backward / 2, message=message,
+        )  # fmt: skip
         self.name, self.ranks, self.microbatches, self.chunks = name, ranks, microbatches, chunks
         parts = f", {chunks} chunks a rank" if chunks > 1 else ""
         self.title = f"{name}, {amount(ranks, 'rank')}{parts}, {amount(microbatches, 'microbatch')}"
@@ -142,7 +142,8 @@ class PipelineFilm(GanttFilm):
 
     def _in_flight(self, rank: int, now: float) -> int:
         begun = sum(isinstance(a, Forward) and start <= now for a, start, _ in self.timeline.spans[rank])
-        return begun - sum(isinstance(a, Backward | BackwardWeight) and e <= now for a, _, e in self.timeline.spans[rank])
+        ends = [end for action, _, end in self.timeline.spans[rank] if isinstance(action, Backward | BackwardWeight)]
+        return begun - sum(end <= now for end in ends)
 
     # -- how it looks ---------------------------------------------------------------------------------------------
 

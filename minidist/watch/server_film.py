@@ -58,13 +58,16 @@ class ServerFilm(GanttFilm):
         self.name, self.ranks = name, ranks
         self.log, self.run = train(name, ranks, steps, straggler, alpha)
         self.report = self.log.report
-        slow = f", rank {ranks - 1} {straggler:g} times slower" if straggler > 1 else ""
+        slow = f", straggler rank {ranks - 1} ({straggler:g}×)" if straggler > 1 else ""
         self.title = f"{name}, {amount(ranks - 1, 'worker')}{slow}"
         log = self.log
         self.seconds = max([c.end for c in log.computing] + [push.time for push in log.pushes])
         self.frames = self._frames()
         self.bars, self.arrows = self._bars_of(), self._arrows_of()
-        self.keys = [("forward", "computes a step"), ("wait", "waits for others"), ("cell", "versions of the values")]
+        self.keys = [("forward", "computes"), ("wait", "waits for others"), ("cell", "values")]
+        kinds = {arrow.kind for arrow in self.arrows}
+        arrows = (("weight", "fresh push"), ("backward", "stale push, +updates"), ("late", "too late"))
+        self.keys += [(kind, words) for kind, words in arrows if kind in kinds]
 
     # -- what happened --------------------------------------------------------------------------------------------
 
@@ -148,7 +151,7 @@ class ServerFilm(GanttFilm):
 
     def notes(self, i: int) -> list[str]:
         frame = self.frames[i]
-        return [f"version {frame.version}", *(f"{amount(w.clock, 'step')} done" for w in frame.state)]
+        return [f"version {frame.version}", *(f"{w.clock} done" for w in frame.state)]
 
     def lines(self, i: int) -> list[str]:
         """What has just happened; in the last frame, what came of it."""

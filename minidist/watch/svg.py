@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 
 from .colours import DARK, LIGHT, SHARED
-from .scene import WIDTH, Line, Rect, Scene, Shape, Sliding, Text, depth
+from .scene import WIDTH, Line, Rect, Scene, Shape, Sliding, depth
 
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 ARRIVES = 0.75  # of a scene's time, in which what slides has arrived

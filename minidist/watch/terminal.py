@@ -6,16 +6,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .film import Film
 
-CODES = {"bold": "1", "dim": "2", "done": "30;42", "moved": "30;43", "part": "30;46", "own": "7", "late": "31"}
-CODES |= {"forward": "30;44", "backward": "30;43", "weight": "30;42", "wait": "2"}
+CODES = {"bold": "1", "dim": "2", "done": "30;42", "part": "30;46", "forward": "30;44", "backward": "30;43"}
+CODES |= {"weight": "30;42", "wait": "2", "late": "31"}
 PLAIN_SIGNS = {"→": "->", "·": "-", "–": "-", "…": "...", "×": "x", "█": "#", "░": ".", "▶": ">", "│": "|", "─": "-"}
 
 
@@ -43,13 +42,14 @@ class Style:
         return wrap(text, max(self.width, 24), initial_indent=indent, subsequent_indent=indent + "  ")
 
 
-def style_of(stream: TextIO, ascii_only: bool = False, width: int | None = None) -> Style:
-    """What this stream can show. NO_COLOR (https://no-color.org) is honoured."""
+def style_of(ascii_only: bool = False, width: int | None = None) -> Style:
+    """What standard output can show. NO_COLOR (https://no-color.org) is honoured."""
+    out = sys.stdout
     try:
-        "→·█░▶".encode(stream.encoding or "ascii")
+        "".join(PLAIN_SIGNS).encode(out.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         ascii_only = True
-    tty = stream.isatty()
+    tty = out.isatty()
     colour = tty and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Style(colour, ascii_only, width or (shutil.get_terminal_size().columns if tty else 100))
 
@@ -110,8 +110,3 @@ def _key() -> str:
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
     return "quit" if key in QUIT else "back" if key in BACK else "on"
-
-
-def columns(rows: Iterable[Iterable[str]]) -> list[int]:
-    """The width of each column of a table."""
-    return [max(map(len, column)) for column in zip(*rows)]
