@@ -13,6 +13,7 @@ them), collective_film.py and gantt.py (how it looks), scene.py, svg.py, gif.py 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .film import Film
@@ -21,16 +22,24 @@ from .names import listing, subject_of
 __all__ = ["Film", "listing", "watch"]
 
 
-def watch(name: str, ranks: int = 4, **options: Any) -> Film:
+def watch(name: str | Callable[..., Any], ranks: int = 4, **options: Any) -> Film:
     """Run an algorithm on simulated ranks and return what there was to see.
 
     name     a collective ("ring", "broadcast binomial"), a pipeline schedule ("1f1b"), or a parameter server's
-             consistency ("ssp:3"); `listing()` has them all
-    options  of a collective: root, chunks, hosts, alpha, beta. Of a pipeline: microbatches, chunks, forward, backward,
-             message. Of a parameter server: steps, straggler, alpha
+             consistency ("ssp:3"); `listing()` has them all. Or a program of your own: program(comm, array) is called
+             on every rank, and adds the ranks' arrays up in place; they are of int64, with an element for each chunk
+    options  of a collective: root, chunks, hosts, alpha, beta. Of your own program: those but root. Of a pipeline:
+             microbatches, chunks, forward, backward, message. Of a parameter server: steps, straggler, alpha
     Errors   ValueError: there is nothing of that name, and what is near; or numbers that cannot be
              TypeError: an option that it does not have
     """
+    if callable(name):
+        from .collective import setting
+        from .collective_film import CollectiveFilm
+
+        title = getattr(name, "__name__", "program")
+        _check(options, ("chunks", "hosts", "alpha", "beta"), title)
+        return CollectiveFilm(setting("", title, ranks, program=name, **options))
     subject = subject_of(name)
     if subject.kind == "collective":
         from .collective import setting

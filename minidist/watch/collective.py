@@ -1,8 +1,8 @@
-"""Collectives, watched: the algorithm of minidist.collectives runs on simulated ranks, on numbers that tell their origin.
+"""Collectives, watched: one of minidist.collectives runs on simulated ranks, on numbers that tell their origin.
 
 Whose part a chunk holds is read from the chunk itself. Rank r gives the number 8 ** r: so the octal digits of a sum say
-how often each rank is in it. Where nothing is added up, a number also says which chunk it was. Barriers move no
-numbers; there, a message is taken to tell all that its sender has been told.
+how often each rank is in it. Above them stands the number of the chunk. Barriers move no numbers; there, a message is
+taken to tell all that its sender has been told.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from ..comm.base import Communicator
 from .observe import Message, Observed, Observer, Step
 
 MOST_RANKS = 16  # more can't be told apart in a number, nor in a picture
-DIGIT, INDEX = 3, 56  # bits: of a rank's digit; and where, above the digits of 16 ranks, a chunk's number begins
+DIGIT, INDEX = 3, 48  # bits: of a rank's digit; and where, above the digits of 16 ranks, a chunk's number begins
 
+Program = Callable[[Communicator, np.ndarray], Any]
 Cell = frozenset[int]  # the ranks whose parts a chunk holds; empty: nothing yet
 Row = tuple[Cell, ...]  # a rank's chunks
 
@@ -56,6 +57,7 @@ KINDS = {
         "sum", lambda r, c, ranks, root: frozenset(range(ranks)) if r == root else None, free=True, rooted=True
     ),
     "scan": Kind("sum", lambda r, c, ranks, root: frozenset(range(r + 1)), free=True),
+    "": Kind("sum", everyone, free=True),  # a program of the caller's: taken to be an all-reduce
     "barrier": Kind("word", lambda r, c, ranks, root: frozenset({c})),
 }
 # Of some algorithms the natural number of chunks is not that of the ranks: one, where only whole arrays travel; or a
@@ -108,6 +110,7 @@ class Setting(NamedTuple):
     hosts: tuple[int, ...] | None
     alpha: float
     beta: float
+    program: Program | None = None
 
     @property
     def kind(self) -> Kind:
@@ -127,6 +130,7 @@ def setting(
     hosts: int | None = None,
     alpha: float = 1.0,
     beta: float = 0.0,
+    program: Program | None = None,
 ) -> Setting:
     """The call to watch. Every message takes alpha seconds, and beta a byte; a chunk has 8.
 
@@ -140,9 +144,9 @@ def setting(
         raise ValueError(f"root={root}: the ranks are 0 to {ranks - 1}")
     if not (0 < alpha < math.inf and 0 <= beta < math.inf):
         raise ValueError(f"alpha={alpha}, beta={beta}: expected seconds, alpha above 0")
-    kind, by_host = KINDS[operation], ALGORITHMS[operation][algorithm].by_host
+    kind, by_host = KINDS[operation], program is None and ALGORITHMS[operation][algorithm].by_host
     if root and not kind.rooted:
-        raise ValueError(f"root={root}: {operation} has no root")
+        raise ValueError(f"root={root}: {operation or algorithm} has no root")
     if hosts is None:
         hosts = 2 if by_host and ranks > 1 else 1
     if not 1 <= hosts <= ranks:
@@ -154,7 +158,7 @@ def setting(
         raise ValueError(f"chunks={chunks}: {operation} has a chunk for each of the {ranks} ranks")
     if not 1 <= chunks <= 32:
         raise ValueError(f"chunks={chunks}: expected 1 to 32")
-    return Setting(operation, algorithm, ranks, chunks, root, of_rank, alpha, beta)
+    return Setting(operation, algorithm, ranks, chunks, root, of_rank, alpha, beta, program)
 
 
 def natural(algorithm: str, ranks: int, hosts: tuple[int, ...] | None) -> int:
@@ -171,22 +175,30 @@ def natural(algorithm: str, ranks: int, hosts: tuple[int, ...] | None) -> int:
 # -- numbers that tell their origin -----------------------------------------------------------------------------------
 
 
-def number_of(rank: int, chunk: int | None) -> int:
-    """What a rank gives for a chunk; `chunk` None where it is to be added up."""
-    return (1 << DIGIT * rank) | (0 if chunk is None else chunk + 1) << INDEX
+def number_of(rank: int, chunk: int) -> int:
+    """What a rank gives for a chunk."""
+    return 1 << DIGIT * rank | chunk + 1 << INDEX
 
 
 def origin_of(number: int) -> tuple[Cell, int | None]:
-    """Whose parts are in a number, and of which chunk. Errors  ValueError: a rank is in it twice"""
+    """Whose parts are in a sum of such numbers, and of which chunk; of 0 nobody's.
+
+    Errors  ValueError: a rank is in it twice, or it mixes chunks
+    """
     digits, index = number & (1 << INDEX) - 1, number >> INDEX
     ranks = set()
     for rank in range(MOST_RANKS):
         digit = digits >> DIGIT * rank & (1 << DIGIT) - 1
         if digit > 1:
-            raise ValueError(f"a chunk holds {digit} times the part of rank {rank}: the algorithm adds it up too often")
+            raise ValueError(f"a chunk holds {digit} times the part of rank {rank}: it was added up too often")
         if digit:
             ranks.add(rank)
-    return frozenset(ranks), index - 1 if index else None
+    if not ranks:
+        return frozenset(), None
+    chunk, beside = divmod(index, len(ranks))  # each has given chunk + 1
+    if beside:
+        raise ValueError(f"a chunk mixes parts of ranks {sorted(ranks)} that are of different chunks")
+    return frozenset(ranks), chunk - 1
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -226,14 +238,9 @@ class Watcher(Observer):
             message.contents = [(chunk, cell) for chunk, cell in enumerate(row) if cell]
             return
         cells = [origin_of(int(number)) for number in message.data]
+        message.contents = [(chunk, ranks) for ranks, chunk in cells if chunk is not None]
         if s.kind.what == "swap":  # slot k is for what has to go k ranks further than where it came from
-            slots = [(index - next(iter(ranks))) % s.ranks for ranks, index in cells if index is not None]
-            message.contents = [(slot, ranks) for slot, (ranks, _) in zip(slots, cells)]
-        elif s.kind.what == "copy":
-            message.contents = [(index, ranks) for ranks, index in cells if index is not None]
-        else:
-            first = self._place(message.source, message.address)
-            message.contents = [(first + i, ranks) for i, (ranks, _) in enumerate(cells)]
+            message.contents = [((chunk - min(ranks)) % s.ranks, ranks) for chunk, ranks in message.contents]
 
     def receives(self, message: Message) -> None:
         if message.dest in self.arrays:
@@ -244,12 +251,6 @@ class Watcher(Observer):
         if self.given.kind.what == "swap":  # what has come there is not here any more
             row = self.rows[message.source][-1][1]
             self._note(message.source, message.received, tuple(cell - came.get(i, none) for i, cell in enumerate(row)))
-
-    def _place(self, rank: int, address: int) -> int:
-        array = self.arrays[rank]
-        place, beside = divmod(address - array.ctypes.data, array.itemsize)
-        assert not beside and 0 <= place < array.size, "a partial sum that is sent lies in the rank's array"
-        return place
 
     def _note(self, rank: int, now: float, row: Row) -> None:
         """Keep what a rank has at the end of each moment."""
@@ -304,14 +305,16 @@ def call(s: Setting, comm: Communicator, watcher: Watcher) -> np.ndarray | None:
     if s.operation == "scatter":
         return collectives.scatter(comm, tagged if rank == root else None, np.zeros(1, np.int64), root, algorithm)
     # The others work in place, and their arrays can be looked at meanwhile.
-    array = np.array([number_of(rank, None)] * s.chunks) if s.kind.what == "sum" else tagged
     if s.operation == "broadcast" and rank != root:
-        array[:] = 0
+        tagged[:] = 0
     if s.operation == "all_gather":
-        array[np.arange(s.chunks) != rank] = 0
-    watcher.begins(rank, array)
+        tagged[np.arange(s.chunks) != rank] = 0
+    watcher.begins(rank, tagged)
+    if s.program is not None:
+        s.program(comm, tagged)
+        return tagged
     options = {"root": root} if s.kind.rooted else {}
-    return getattr(collectives, s.operation)(comm, array, algorithm=algorithm, **options)
+    return getattr(collectives, s.operation)(comm, tagged, algorithm=algorithm, **options)
 
 
 __all__ = ["KINDS", "Cell", "Frame", "Move", "Row", "Setting", "observe", "setting"]

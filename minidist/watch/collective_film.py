@@ -11,7 +11,7 @@ import numpy as np
 from . import colours
 from .collective import Cell, Frame, Move, Setting, observe
 from .film import PLAIN, Film
-from .scene import LETTER, WIDTH, Line, Rect, Scene, Shape, Sliding, Text
+from .scene import LETTER, WIDTH, Line, Rect, Scene, Shape, Sliding, Strip, Text
 from .terminal import Style
 from .words import amount, listed, ranks_in_words, sum_in_letters
 
@@ -23,14 +23,14 @@ SMALL, LINE = 12.0, 17.0  # letters below the picture
 
 
 class CollectiveFilm(Film):
-    """frames[i].moves and frames[i].state[rank][chunk]; `run` is the simulation, `results` what each rank ended with."""
+    """frames[i].moves and frames[i].state[rank][chunk]; `run` is the simulation, `results` each rank's result."""
 
     frames: list[Frame]
 
     def __init__(self, given: Setting):
         self.given = given
         self.frames, self.results, self.run = observe(given)
-        self.name = f"{given.operation} {given.algorithm}"
+        self.name = f"{given.operation} {given.algorithm}".strip()
         self.ranks = given.ranks
         hosts = "" if given.hosts is None else f" on {amount(len(set(given.hosts)), 'host')}"
         root = f", root {given.root}" if given.kind.rooted and given.ranks > 1 else ""
@@ -139,7 +139,7 @@ class CollectiveFilm(Film):
             return "At first every rank has a block for every rank."
         if s.kind.what == "copy":
             return "At first every rank has its own chunk."
-        pieces = "" if s.chunks == 1 else f", cut into {s.chunks} chunks"
+        pieces = "" if s.chunks == 1 else f", cut into {s.chunks} chunks, c0 to c{s.chunks - 1}"
         return f"At first every rank has an array of its own{pieces}."
 
     def summary(self) -> str:
@@ -159,7 +159,7 @@ class CollectiveFilm(Film):
         frame, number = self.frames[i], i % len(self.frames)
         head = f"{self.title}   frame {number} of {len(self.frames) - 1}, {frame.time:g} s"
         lines = [style.paint(line, "bold") for line in style.wrapped(head)]
-        lines += [""] + self._table(frame, style) + [""]
+        lines += ["", *self._table(frame, style), ""]
         if not frame.moves:
             lines += style.wrapped(self._beginning()) + style.wrapped(self.legend())
         for move in frame.moves:
@@ -279,15 +279,10 @@ class CollectiveFilm(Film):
         shapes: list[Shape] = [Text(x + w / 2, y + CELL / 2 - 5, text, "ink", size, "middle")]
         margin = 8 if w > 40 else 3
         if self.given.kind.what == "sum":
-            piece = (w - 2 * margin) / self.ranks
-            for rank in sorted(cell):
-                colour = colours.of_rank(rank)
-                shapes.append(
-                    Rect(x + margin + rank * piece, y + CELL - 14, max(piece - 1, 1), 7, colour, round=2, above=True)
-                )
+            fills = tuple(colours.of_rank(rank) if rank in cell else "" for rank in range(self.ranks))
         else:
-            colour = colours.of_rank(chunk if self.given.kind.what == "copy" else min(cell))
-            shapes.append(Rect(x + margin, y + CELL - 14, w - 2 * margin, 7, colour, round=2, above=True))
+            fills = (colours.of_rank(chunk if self.given.kind.what == "copy" else min(cell)),)
+        shapes.append(Strip(x + margin, y + CELL - 14, w - 2 * margin, 7, fills))
         return shapes
 
     def _slide(self, move: Move, k: int) -> Sliding:

@@ -73,7 +73,7 @@ class GanttFilm(Film):
         i %= len(self.frames)
         head = f"{self.title}   frame {i} of {len(self.frames) - 1}, {self.frames[i].time:g} s"
         lines = [style.paint(line, "bold") for line in style.wrapped(head)] + [""]
-        lines += self._chart(i, style) + [""]
+        lines += [*self._chart(i, style), ""]
         for line in self.lines(i):
             lines += style.wrapped(line)
         return style.signs("\n".join(lines))

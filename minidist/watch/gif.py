@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from .colours import LIGHT, SHARED
-from .scene import WIDTH, Line, Rect, Scene, Shape, Sliding, depth
+from .scene import WIDTH, Line, Rect, Scene, Shape, Sliding, Strip, depth
 
 SCALE = 2  # drawn so much larger, then shrunk: smooth edges
 COLOURS = LIGHT | SHARED
@@ -55,6 +55,9 @@ def _draw(draw: Any, shape: Shape, dx: float, dy: float) -> None:
         fill = _mixed(COLOURS[shape.fill], shape.opacity) if shape.fill else None
         line = COLOURS[shape.stroke] if shape.stroke else None
         draw.rounded_rectangle(box, shape.round * SCALE, fill, line, SCALE if line else 0)
+    elif isinstance(shape, Strip):
+        for piece in shape.pieces():
+            _draw(draw, piece, shape.x + dx, shape.y + dy)
     elif isinstance(shape, Line):
         _draw_line(draw, shape, dx, dy)
     else:

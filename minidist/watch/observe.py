@@ -25,7 +25,7 @@ from ..comm.mailbox import Receive
 from ..comm.simulated import SimulatedCommunicator
 
 PACKAGE = Path(__file__).parents[1]
-BETWEEN = ("lane.py", "incoming.py", "call.py", "at_once.py", "observe.py")  # between an algorithm and its messages
+BETWEEN = ("comm", "watch", "collectives/lane.py", "collectives/incoming.py")  # an algorithm and its messages
 
 
 class Step(NamedTuple):
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     line: int
 
     def __str__(self) -> str:
-        return f"{self.function} ({self.file}, line {self.line})"
+        return f"{self.function} ({self.file.strip('/')}, line {self.line})"
 
 
 class Message:
@@ -49,8 +49,6 @@ class Message:
     def __init__(self, source: int, dest: int, array: Array, sent: float, step: Step):
         self.source, self.dest, self.sent, self.step = source, dest, sent, step
         self.data = np.array(array).reshape(-1)  # a copy
-        self.address = array.ctypes.data
-        self.into = 0  # the address at which it was received
         self.received = 0.0  # when its receiver took it in
         self.contents: Any = None  # what an observer makes of it
 
@@ -116,7 +114,7 @@ class Observation(Receive):
         comm: Any = self.comm
         # The k-th message of a channel goes to its k-th receive.
         message = comm.observer._under_way[comm.context, comm.members[self.peer], comm.world_rank, self.tag].popleft()
-        message.into, message.received = self.array.ctypes.data, comm.clock()
+        message.received = comm.clock()
         comm.observer.messages.append(message)
         comm.observer.receives(message)
 
@@ -127,7 +125,7 @@ class Observation(Receive):
 def step_here() -> Step:
     """The step of the algorithm that is sending: the innermost function that is not about sending in general."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and Path(frame.f_code.co_filename).name in BETWEEN:
+    while frame is not None and file_of(frame.f_code).startswith(BETWEEN):
         frame = frame.f_back
     assert frame is not None
     return step_at(frame.f_code, frame.f_lineno, frame.f_globals.get(frame.f_code.co_name))
@@ -144,9 +142,14 @@ def step_at(code: CodeType, line: int, function: Any) -> Step:
         if block:
             words = block
             break
+    return Step(code.co_name, words, file_of(code), line)
+
+
+@cache
+def file_of(code: CodeType) -> str:
+    """ "collectives/ring.py"; of what is not in this package, its name alone, after a slash."""
     path = Path(code.co_filename)
-    file = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
-    return Step(code.co_name, words, file, line)
+    return path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else f"/{path.name}"
 
 
 def _comment_above(lines: list[str], number: int) -> tuple[str, int]:

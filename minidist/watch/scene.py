@@ -25,7 +25,6 @@ class Rect:
     round: float = 0
     opacity: float = 1.0  # of the fill
     dashed: bool = False
-    above: bool = False  # on top of other rectangles, wherever it stands in the list
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,23 @@ class Text:
     bold: bool = False
 
 
-Shape = Rect | Line | Text
+@dataclass(frozen=True)
+class Strip:
+    """A row of small rectangles of one width, side by side, each in its colour; "": none there."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    fills: tuple[str, ...]
+
+    def pieces(self) -> list[Rect]:
+        """The rectangles, their x counted from the strip's own."""
+        each = self.w / len(self.fills)
+        return [Rect(i * each, 0, max(each - 1, 1), self.h, fill, round=2) for i, fill in enumerate(self.fills) if fill]
+
+
+Shape = Rect | Line | Text | Strip
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ def depth(shape: Shape | Sliding) -> int:
     """What is drawn first: rectangles, then what lies on them, then what slides over all."""
     if isinstance(shape, Sliding):
         return 2
-    return int(not isinstance(shape, Rect) or shape.above)
+    return int(not isinstance(shape, Rect))
 
 
 @dataclass

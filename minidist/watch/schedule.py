@@ -44,7 +44,7 @@ class Doing(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What goes on from `time` to the next frame; `moves` have come just then. in_flight: forwards not done backward."""
+    """What goes on from `time` to the next frame; `moves` came just then. in_flight: forwards not done backward."""
 
     time: float
     moves: tuple[Move, ...]
@@ -67,7 +67,7 @@ class PipelineFilm(GanttFilm):
         backward: float = 2,
         message: float = 0,
     ):
-        """`forward`, `backward` and `message`: seconds that they take; a backward is half the input's, half the weights'.
+        """`forward`, `backward`, `message`: seconds that they take; a backward is half the input's, half the weights'.
 
         microbatches  None: two for each rank. chunks  of the model on each rank; None: as many as make a difference
         Errors        ValueError: see timeline.play

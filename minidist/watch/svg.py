@@ -10,7 +10,7 @@ from __future__ import annotations
 from html import escape
 
 from .colours import DARK, LIGHT, SHARED
-from .scene import WIDTH, Line, Rect, Scene, Shape, Sliding, depth
+from .scene import WIDTH, Line, Rect, Scene, Shape, Sliding, Strip, depth
 
 FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 ARRIVES = 0.75  # of a scene's time, in which what slides has arrived
@@ -32,6 +32,7 @@ def animated(scenes: list[Scene], title: str, description: str, seconds: float) 
     # 2. A rule for each set of scenes, and for each scene in which something slides.
     names: dict[tuple[int, ...], str] = {}
     sliding: dict[int, None] = {}
+    strips: dict[tuple[float, float, tuple[str, ...]], str] = {}
     body = []
     for key, numbers in sorted(seen.items(), key=_depth):
         if len(numbers) == len(scenes):
@@ -41,11 +42,11 @@ def animated(scenes: list[Scene], title: str, description: str, seconds: float) 
         if isinstance(key, tuple):
             number, slide = key
             sliding[number] = None
-            inner = "".join(map(_shape, slide.shapes))
+            inner = "".join(_shape(shape, strips) for shape in slide.shapes)
             offset = f"--x:{_n(slide.dx)}px;--y:{_n(slide.dy)}px"
             markup = f'<g class="m{number}" style="{offset}">{inner}</g>'
         else:
-            markup = _shape(key)
+            markup = _shape(key, strips)
         body.append((css, markup))
     # 3. Neighbours that are seen together stand in one group.
     groups: list[tuple[str, list[str]]] = []
@@ -64,7 +65,9 @@ def animated(scenes: list[Scene], title: str, description: str, seconds: float) 
             f'<desc id="d">{escape(description)}</desc>',
             f"<style>{style}</style>",
             '<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="5" markerHeight="5" orient="auto">'
-            '<path d="M0 0 8 4 0 8z" fill="context-stroke"/></marker></defs>',
+            '<path d="M0 0 8 4 0 8z" fill="context-stroke"/></marker>',
+            *strips.values(),
+            "</defs>",
             f'<rect class="f-paper" width="{WIDTH}" height="{height}" rx="8"/>',
             *lines,
             "</svg>\n",
@@ -117,7 +120,14 @@ def _seen_in(numbers: tuple[int, ...], ends: list[float], scenes: int) -> str:
     return "".join(frames) + f"100%{{opacity:{before}}}"
 
 
-def _shape(shape: Shape) -> str:
+def _shape(shape: Shape, strips: dict[tuple[float, float, tuple[str, ...]], str]) -> str:
+    """The markup. A strip is written once for all that are alike, among `strips`."""
+    if isinstance(shape, Strip):
+        key = shape.w, shape.h, shape.fills
+        if key not in strips:
+            strips[key] = f'<g id="p{len(strips)}">{"".join(_shape(piece, strips) for piece in shape.pieces())}</g>'
+        name = strips[key].split('"')[1]
+        return f'<use href="#{name}" x="{_n(shape.x)}" y="{_n(shape.y)}"/>'
     if isinstance(shape, Rect):
         css = [f"f-{shape.fill}"] if shape.fill else []
         css += [f"s-{shape.stroke}"] if shape.stroke else []
