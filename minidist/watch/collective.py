@@ -69,7 +69,7 @@ PIECES = {"chain": 4, "double_tree": 4}
 class Move(NamedTuple):
     """A message.
 
-    chunk     the (first) chunk in it, `chunks` all; of all_to_all: how many ranks further on it is to go
+    chunk     the (first) chunk in it, None in an empty one; `chunks` are all. Of all_to_all: how many ranks further on it is to go
     holds     the ranks whose parts are in it; `contents` says so of each chunk
     sent      when, in virtual seconds; `time` is when its receiver took it in
     """
@@ -83,8 +83,8 @@ class Move(NamedTuple):
     step: Step
 
     @property
-    def chunk(self) -> int:
-        return self.chunks[0]
+    def chunk(self) -> int | None:
+        return self.chunks[0] if self.chunks else None
 
     @property
     def holds(self) -> Cell:
@@ -237,7 +237,8 @@ class Watcher(Observer):
             row = self.rows[message.source][-1][1]
             message.contents = [(chunk, cell) for chunk, cell in enumerate(row) if cell]
             return
-        cells = [origin_of(int(number)) for number in message.data]
+        numbers = message.data.tolist() if message.data.dtype == np.int64 else []  # a program may send others
+        cells = [origin_of(number) for number in numbers]
         message.contents = [(chunk, ranks) for ranks, chunk in cells if chunk is not None]
         if s.kind.what == "swap":  # slot k is for what has to go k ranks further than where it came from
             message.contents = [((chunk - min(ranks)) % s.ranks, ranks) for chunk, ranks in message.contents]
@@ -271,7 +272,7 @@ class Watcher(Observer):
         return found
 
     def _move(self, message: Message) -> Move:
-        chunks, contents = zip(*message.contents) if message.contents else ((0,), (frozenset(),))
+        chunks, contents = zip(*message.contents) if message.contents else ((), ())
         return Move(message.source, message.dest, chunks, contents, message.sent, message.received, message.step)
 
 

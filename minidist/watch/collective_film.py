@@ -47,8 +47,8 @@ class CollectiveFilm(Film):
         if what == "word":
             told = ranks_in_words(move.chunks)
             return f"{who} tells rank {move.dest} that {told} {'is' if len(move.chunks) == 1 else 'are'} here"
-        if not move.holds:
-            return f"{who} sends rank {move.dest} what means nothing yet"
+        if not move.chunks:
+            return f"{who} sends rank {move.dest} an empty message"
         if what == "swap":
             blocks = [self.block(move, i) for i in range(len(move.chunks))]
             return f"{who} sends {'block' if len(blocks) == 1 else 'blocks'} {listed(blocks)} to rank {move.dest}"
@@ -124,7 +124,7 @@ class CollectiveFilm(Film):
             elif self.given.kind.what == "swap":
                 what = f" ({' '.join(self.block(move, k) for k in range(len(move.chunks)))})"
             else:
-                what = f" c{_span(move.chunks)}"
+                what = f" c{_span(move.chunks)}" if move.chunks else " nothing"
             parts.append(f"{move.source}→{move.dest}{what}")
         functions = dict.fromkeys(move.step.function for move in frame.moves)
         return f"{', '.join(functions)}: {' · '.join(parts)}"

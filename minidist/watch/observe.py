@@ -78,6 +78,7 @@ class Observed(SimulatedCommunicator):
             raise TypeError(f"{comm!r}: only simulated ranks can be observed")
         self.__dict__.update(comm.__dict__)  # the same rank, mailbox and clock
         self.observer = observer
+        self.checked = False  # (what ranks tell one another for that is not the algorithm's)
         if self._by_host is not None:
             host, across = self._by_host
             self._by_host = Observed(host, observer), Observed(across, observer)
