@@ -69,7 +69,7 @@ PIECES = {"chain": 4, "double_tree": 4}
 class Move(NamedTuple):
     """A message.
 
-    chunk     the (first) chunk in it, None in an empty one; `chunks` are all. Of all_to_all: how many ranks further on it is to go
+    chunk     the (first) chunk in it, None in an empty one; `chunks` are all. (Of all_to_all: how far on it is to go)
     holds     the ranks whose parts are in it; `contents` says so of each chunk
     sent      when, in virtual seconds; `time` is when its receiver took it in
     """

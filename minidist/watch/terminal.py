@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -66,47 +68,55 @@ def show(film: Film, style: Style, pause: bool = True, speed: float | None = Non
         print()
         print("\n".join(style.wrapped(style.signs(film.summary()))))
         return
-    i = 0
-    while True:
-        out.write("\x1b[2J\x1b[H" + film.text(i, style) + "\n\n")
-        last = i == len(film) - 1
-        if last:
-            out.write("\n".join(style.wrapped(style.signs(film.summary()))) + "\n\n")
-        if speed is not None:
+    if speed is not None:
+        for i in range(len(film)):
+            out.write(_screen(film, i, style))
             out.flush()
-            if last:
-                return
             time.sleep(1 / speed)
-            i += 1
-            continue
-        out.write(style.paint("Enter or right: on   left: back   q: quit ", "dim"))
-        out.flush()
-        key = _key()
-        if key == "quit" or (key == "on" and last):
-            out.write("\n")
-            return
-        i = max(0, i - 1) if key == "back" else min(len(film) - 1, i + 1)
+        return
+    i = 0
+    with _keys() as read:
+        while True:
+            out.write(_screen(film, i, style))
+            out.write(style.paint("Enter or right: on   left: back   q: quit ", "dim"))
+            out.flush()
+            key = read()
+            if key in QUIT or (key not in BACK and i == len(film) - 1):
+                out.write("\n")
+                return
+            i = max(0, i - 1) if key in BACK else i + 1
 
 
-BACK = ("\x1b[D", "\x1b[A", "b", "p", "\x7f")
+def _screen(film: Film, i: int, style: Style) -> str:
+    """A frame on an empty screen; below the last one what there was to see."""
+    end = style.wrapped(style.signs(film.summary())) if i == len(film) - 1 else []
+    return "\x1b[2J\x1b[H" + film.text(i, style) + "\n\n" + "".join(f"{line}\n" for line in end)
+
+
+BACK = ("\x1b[D", "\x1b[A", "b", "\x7f")  # left, up
 QUIT = ("q", "\x03", "\x04", "")
 
 
-def _key() -> str:
-    """Wait for a key: "on", "back" or "quit"."""
+@contextmanager
+def _keys() -> Iterator[Callable[[], str]]:
+    """A function that waits for a key, and gives its letters: an arrow has three. Ctrl-C is a key as well."""
     try:
         import termios
         import tty
     except ImportError:  # no terminal of that kind: a line it is
-        line = sys.stdin.readline()
-        return "quit" if line.strip() == "q" or not line else "back" if line.strip() == "b" else "on"
+        yield lambda: sys.stdin.readline().rstrip("\n") or "\n"
+        return
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
+
+    def read() -> str:
+        try:
+            return os.read(descriptor, 8).decode(errors="replace")
+        except KeyboardInterrupt:
+            return "q"
+
     try:
-        tty.setcbreak(descriptor)
-        key = os.read(descriptor, 8).decode(errors="replace")  # an arrow is three bytes
-    except KeyboardInterrupt:
-        return "quit"
+        tty.setcbreak(descriptor, termios.TCSADRAIN)
+        yield read
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-    return "quit" if key in QUIT else "back" if key in BACK else "on"
