@@ -89,7 +89,7 @@ def test_each_moment_of_the_svg_shows_its_frame():
     assert any(text.text == "0+1+2" for g in still for text in g.iter(f"{SVG}text"))
 
 
-@every_film
+@pytest.mark.parametrize("name, options", [FILMS[0], FILMS[1], FILMS[7]])
 def test_the_gif_has_a_frame_for_each_scene(name, options, tmp_path):
     image = pytest.importorskip("PIL.Image")
     film = watch(name, **options)

@@ -50,6 +50,7 @@ class GanttFilm(Film):
     arrows: Sequence[Arrow]
     keys: Sequence[tuple[str, str]]  # the legend: a colour, and what it means
     seconds: float  # of the whole run
+    unit: float  # seconds of a bar that is to have room for its label
 
     @abstractmethod
     def rows(self) -> list[str]:
@@ -79,24 +80,26 @@ class GanttFilm(Film):
         return style.signs("\n".join(lines))
 
     def _chart(self, i: int, style: Style) -> list[str]:
-        """A letter is a stretch of time: as many to a second as the labels need, and the terminal has."""
+        """As many letters to a `unit` as labels need and the terminal has; at least two, and then the latest part."""
         names, notes, until = self.rows(), self.notes(i), self.until(i)
         side, end = max(map(len, names)) + 4, max(map(len, notes)) + 2
-        shortest = min(bar.end - bar.start for bar in self.bars if bar.end > bar.start)
-        need = (max(len(bar.short) for bar in self.bars) + 1) / shortest
-        scale = min(need, max(10, style.width - side - end) / self.seconds)
-        wide = round(self.seconds * scale)
+        room = max(10, style.width - side - end)
+        need = max(len(bar.short) for bar in self.bars) + 1
+        scale = max(2, min(need, int(room * self.unit / self.seconds))) / self.unit
+        first = max(0, round(until * scale) - room)
+        wide = min(room, round(self.seconds * scale))
         lines = []
         for row, name in enumerate(names):
-            text, at = "", 0
+            text, at = "", first
             for bar in sorted(bar for bar in self.bars if bar.row == row and bar.start < until):
-                first, stop = round(bar.start * scale), round(min(bar.end, until) * scale)
-                if stop <= max(first, at):
+                start, stop = round(bar.start * scale), round(min(bar.end, until) * scale)
+                if stop <= max(start, at):
                     continue
-                text += " " * (first - at)
-                text += style.paint(_filled(bar, stop - max(first, at)), bar.kind if bar.kind != "cell" else None)
+                text += " " * (start - at)
+                shown = _filled(bar, stop - start)[max(0, at - start) :]
+                text += style.paint(shown, bar.kind if bar.kind != "cell" else None)
                 at = stop
-            lines.append(f"  {name:<{side - 2}}{text}{' ' * (wide - at)}  {notes[row]}".rstrip())
+            lines.append(f"  {name:<{side - 2}}{text}{' ' * (first + wide - at)}  {notes[row]}".rstrip())
         return lines
 
     # -- the picture ----------------------------------------------------------------------------------------------
@@ -167,7 +170,8 @@ class GanttFilm(Film):
             opacity = 0.62 if bar.faint else 1.0
             shapes.append(Rect(x + 0.5, y, max(w - 1, 0.5), BAR, bar.kind, stroke, 3, opacity))
             whole = self._x(bar.end) - x
-            label = next((t for t in (bar.label, bar.short) if len(t) * 11 * LETTER <= whole - 2), "")
+            texts = bar.label, bar.short, "".join(letter for letter in bar.short if letter.isdigit())
+            label = next((text for text in texts if len(text) * 11 * LETTER <= whole - 2), "")
             if label and w >= (whole + len(label) * 11 * LETTER) / 2 - 1:
                 ink = "ink" if bar.kind in ("cell", "wait") else "onfill"
                 shapes.append(Text(x + whole / 2, y + BAR / 2, label, ink, 11, "middle"))
@@ -196,7 +200,7 @@ def _filled(bar: Bar, room: int) -> str:
     if bar.kind == "wait":
         return f"{bar.label:·<{room}}" if len(bar.label) < room else "·" * room
     none = "│" if bar.short[:1].isdigit() else bar.short[:1]
-    label = next((text for text in (bar.label, bar.short) if len(text) < room), none)
+    label = next((text for text in (bar.label, bar.short) if len(text) < room), bar.short[-room:] if room > 1 else none)
     return (label + "─" * (room - len(label) - 1) + " ")[:room]
 
 

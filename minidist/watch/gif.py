@@ -21,15 +21,19 @@ def write(scenes: list[Scene], path: str | PathLike[str], seconds: float) -> Non
         raise ValueError(f"seconds={seconds}: expected a time above 0")
     pictures = [picture(scene) for scene in scenes]
     durations = [max(20, round(1000 * seconds * scene.weight)) for scene in scenes]
-    # One palette for all, so that a frame need only hold what has changed: of the first, some, and the last picture.
-    some = pictures[:: max(1, len(pictures) // 4)] + pictures[-1:]
-    width, height = pictures[0].size
-    sample = pictures[0].resize((width, height * len(some)))
-    for i, one in enumerate(some):
-        sample.paste(one, (0, i * height))
-    palette = sample.quantize(96)
+    palette = _palette()  # one for all, so that a frame need only hold what has changed
     first, *rest = [one.quantize(palette=palette, dither=0) for one in pictures]
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False)
+    first.save(path, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+
+
+def _palette() -> Any:
+    """Our colours, and what they are where they are thin, or at an edge."""
+    from PIL import Image
+
+    colours = sorted({_mixed(colour, step / 10) for colour in COLOURS.values() for step in (10, 8, 6, 4, 2)})
+    found = Image.new("P", (1, 1))
+    found.putpalette([level for colour in colours for level in colour])
+    return found
 
 
 def picture(scene: Scene) -> Any:

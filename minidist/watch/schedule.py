@@ -87,6 +87,7 @@ class PipelineFilm(GanttFilm):
         if microbatches != 1:
             self.title = self.title.replace("microbatchs", "microbatches")
         self.seconds = float(self.timeline.seconds)
+        self.unit = float(min(s.end - s.start for spans in self.timeline.spans for s in spans if s.end > s.start))
         self._delay = message if ranks > 1 else 0
         self.frames = self._frames()
         every = [(rank, span) for rank, spans in enumerate(self.timeline.spans) for span in spans]
@@ -98,6 +99,8 @@ class PipelineFilm(GanttFilm):
         ]
         kinds = dict.fromkeys(type(span.action) for _, span in every)
         self.keys = [(COLOURS[kind], NAMES[kind]) for kind in COLOURS if kind in kinds] + [("cell", "waits")]
+        if chunks > 1:
+            self.keys[0] = "forward", "forward (paler: odd chunks)"
 
     # -- what happened --------------------------------------------------------------------------------------------
 

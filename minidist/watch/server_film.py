@@ -62,6 +62,7 @@ class ServerFilm(GanttFilm):
         self.title = f"{name}, {amount(ranks - 1, 'worker')}{slow}"
         log = self.log
         self.seconds = max([c.end for c in log.computing] + [push.time for push in log.pushes])
+        self.unit = min(c.end - c.start for c in log.computing)
         self.frames = self._frames()
         self.bars, self.arrows = self._bars_of(), self._arrows_of()
         self.keys = [("forward", "computes"), ("wait", "waits for others"), ("cell", "values")]

@@ -41,7 +41,7 @@ class Style:
 
     def wrapped(self, text: str, indent: str = "") -> list[str]:
         """The text in lines that fit; further ones are set in."""
-        return wrap(text, max(self.width, 24), initial_indent=indent, subsequent_indent=indent + "  ")
+        return wrap(self.signs(text), max(self.width, 24), initial_indent=indent, subsequent_indent=indent + "  ")
 
 
 def style_of(ascii_only: bool = False, width: int | None = None) -> Style:
