@@ -10,8 +10,15 @@ from collections.abc import Callable
 
 Command = Callable[[list[str]], None]
 
+
 def _steps(argv: list[str]) -> None:
     from minidist.trace.labels import main
+
+    main(argv)
+
+
+def _watch(argv: list[str]) -> None:
+    from .watch.command import main
 
     main(argv)
 
@@ -19,6 +26,7 @@ def _steps(argv: list[str]) -> None:
 # name: (what it does, in a line; and what is called with the rest)
 COMMANDS: dict[str, tuple[str, Command]] = {
     "steps": ("the document's numbered steps, and the lines that do them", _steps),
+    "watch": ("step through a collective, a pipeline schedule or a parameter server; or draw it moving", _watch),
 }
 
 
