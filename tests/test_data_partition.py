@@ -189,6 +189,13 @@ def test_stratified_shares_have_the_labels_in_the_proportions_of_the_whole(case:
             assert abs(sum(of_ranks) - len(batch) * count / n) <= 1 + len(kinds) * count / n + 1e-9
 
 
+def test_over_an_epoch_stratified_ranks_have_each_label_about_equally_often() -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 6400)
+    shares = shares_of(partial(partition.stratified, labels=labels), 6400, 4, 64)
+    counts = np.array([np.bincount(labels[held(share)], minlength=10) for share in shares])
+    assert np.ptp(counts, axis=0).max() <= 0.15 * counts.mean()
+
+
 @given(case=cases())
 def test_a_rank_of_a_skewed_partition_keeps_its_part(case: Any) -> None:
     n, size, batch_size, _, labels = case

@@ -116,10 +116,13 @@ def stratified(
     if shuffle:
         parts = [part[_shuffled(len(part), seed, epoch, index)] for index, part in enumerate(parts)]
     order, owner = _woven(parts, _generator(seed, epoch, len(parts)).random(len(parts)) if shuffle else None)
-    # Dealt like cards, label by label: one after the other to rank 0, 1, ..., and again to rank 0.
+    # Dealt like cards, label by label, one after the other; in each batch another rank is the first, or those that are
+    # would have more of the first labels over the epoch.
     return [
-        batch[np.argsort(whose, kind="stable")][rank::size]
-        for batch, whose in zip(_cut(order[start:], batch_size), _cut(owner[start:], batch_size))
+        batch[np.argsort(whose, kind="stable")][(rank - number) % size :: size]
+        for number, (batch, whose) in enumerate(
+            zip(_cut(order[start:], batch_size), _cut(owner[start:], batch_size)), start // batch_size
+        )
     ]
 
 
