@@ -42,7 +42,7 @@ def parse(argv: list[str] | None, comm: Communicator) -> argparse.Namespace:
     add("--batch-size", type=int, default=128, metavar="N", help="samples a step, of all ranks together (%(default)s)")
     add("--lr", type=float, default=1e-3, metavar="X", help="learning rate (%(default)s)")
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="(%(default)s)")
-    add("--hidden", type=_widths, default=[1024], metavar="N", help="width of the hidden layer, or of several (1024)")
+    add("--hidden", type=_widths, default=[1024], metavar="N,…", help="widths of the hidden layers, by commas (1024)")
     add("--seed", type=int, default=0, metavar="N", help="of initial weights and shuffling (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     add("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
