@@ -49,5 +49,6 @@ def test_the_error_of_a_simulation_is_told_without_folders():
 
 def test_lines_of_a_notebook_are_told_as_lines_of_a_cell():
     error = ValueError("at /tmp/ipykernel_12/345.py:6 in step, called from C:\\me\\ipykernel_1\\2.py:9 in <module>")
-    assert lessons.told(error) == "ValueError: at line 6 of the cell in step, called from line 9 of the cell in <module>"
+    words = "at line 6 of the cell in step, called from line 9 of the cell in <module>"
+    assert lessons.told(error) == f"ValueError: {words}"
     assert lessons.told(OSError("/lib/minidist/comm/mpi.py:3")) == "OSError: minidist/comm/mpi.py:3"
