@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
+
+from .comm import simulate
 
 
 def exercise(check: Callable[[Any], None]) -> Callable[[Any], bool]:
@@ -28,7 +31,7 @@ def exercise(check: Callable[[Any], None]) -> Callable[[Any], bool]:
         except AssertionError as error:
             why = str(error) or "an assertion of the check does not hold"
         except Exception as error:  # whatever a wrong answer does is an answer
-            why = f"{type(error).__name__}: {error}"
+            why = told(error)
         else:
             print("right")
             return True
@@ -42,3 +45,20 @@ def source(thing: Any, first: int = 1, last: int | None = None) -> None:
     """Print the source of a function, class or module of minidist; or its lines first … last, counted from 1."""
     lines = inspect.getsource(thing).splitlines()
     print("\n".join(lines[first - 1 : last]))
+
+
+def error_of(program: Callable[..., Any], size: int, *args: Any, **options: Any) -> Exception | None:
+    """What `simulate(program, size, *args, **options)` raises; None if it ends well."""
+    try:
+        simulate(program, size, *args, **options)
+    except Exception as error:
+        return error
+    return None
+
+
+def told(error: BaseException | None) -> str:
+    """An error's kind and words, as a page shows them: no folders; of a notebook's lines, "line 3 of the cell"."""
+    if error is None:
+        return "no error"
+    words = re.sub(r"[^\s(]*[/\\]ipykernel_\d+[/\\]\d+\.py:(\d+)", r"line \1 of the cell", str(error))
+    return f"{type(error).__name__}: " + re.sub(r"[^\s(]*[/\\](?=minidist[/\\]\w+[/\\])", "", words)
