@@ -18,14 +18,27 @@ from typing import Any
 from .comm import simulate
 
 
-def exercise(check: Callable[[Any], None]) -> Callable[[Any], bool]:
+class Verdict:
+    """True or False, of which a notebook shows nothing: what there is to say has been printed."""
+
+    def __init__(self, right: bool):
+        self.right = right
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
+def exercise(check: Callable[[Any], None]) -> Callable[[Any], Verdict]:
     """Make a function of assertions about an answer one that says whether they hold, and never raises.
 
-    It prints "right" and returns True, or "not yet", with what the first assertion that failed says, and returns False.
+    It prints "right", or "not yet" and what the first assertion that failed says; what it returns is true or false.
     """
 
     @functools.wraps(check)
-    def checked(answer: Any) -> bool:
+    def checked(answer: Any) -> Verdict:
         try:
             check(answer)
         except AssertionError as error:
@@ -34,9 +47,9 @@ def exercise(check: Callable[[Any], None]) -> Callable[[Any], bool]:
             why = told(error)
         else:
             print("right")
-            return True
+            return Verdict(True)
         print(f"not yet: {why}")
-        return False
+        return Verdict(False)
 
     return checked
 
