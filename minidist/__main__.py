@@ -23,10 +23,17 @@ def _watch(argv: list[str]) -> None:
     main(argv)
 
 
+def _report(argv: list[str]) -> None:
+    from minidist.report.command import main
+
+    main(argv)
+
+
 # name: (what it does, in a line; and what is called with the rest)
 COMMANDS: dict[str, tuple[str, Command]] = {
     "steps": ("the document's numbered steps, and the lines that do them", _steps),
     "watch": ("step through a collective, a pipeline schedule or a parameter server; or draw it moving", _watch),
+    "report": ("a traced run as a page to look at, and as files for other programs", _report),
 }
 
 

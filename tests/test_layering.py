@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "trace": set(" ".join((*ENGINE, *COMMUNICATION, "trace")).split()),
     "parallel": set(" ".join((*ENGINE, *COMMUNICATION, "parallel")).split()),
 }
-ON_TOP = ("__init__", "examples", "lessons", "watch", "doctor")  # these may import everything
+ON_TOP = ("__init__", "examples", "lessons", "watch", "doctor", "report")  # these may import everything
 ONLY_IMPORTER = {"cupy": "backend.py", "cupyx": "backend.py", "mpi4py": "comm/mpi.py"}
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 UNREADABLE_CALLS = {"eval", "exec", "__import__", "import_module"}  # what runs or is imported stands in no source
