@@ -20,7 +20,7 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((times) => times * power >= rough * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step || 0); // no -0
   return found;
 }
 
@@ -53,7 +53,7 @@ function lineChart(host, { name, xs, ys, xWords, yWords, range }) {
   const high = range?.[1] ?? ys.reduce((most, y) => Math.max(most, y), 0);
   responsive(figure.lastChild, (width) => {
     const label = `${name}: ${yWords(ys[0])} at first, ${yWords(ys.at(-1))} at the end, against ${xWords}s`;
-    const x = [xs.length > 1 ? Math.min(xs[0], 0) : xs[0] - 1, xs.at(-1)];
+    const x = [Math.min(xs[0], 0), xs.at(-1)];
     const { svg, toX, toY } = frame({ width, height: 230, x, y: [low, high], xWords, yWords, label });
     const points = thinned(xs, ys, width).map(([a, b]) => `${toX(a).toFixed(1)},${toY(b).toFixed(1)}`);
     svg.append(drawn("polyline", { class: "curve", points: points.join(" ") }));
@@ -147,7 +147,7 @@ function barRow(host, { name, words, pieces, most, amount, range, inWords, label
     track.append(element("div", { class: "range", style }));
   }
   const head = element("div", { class: "name" }, name, words ? element("small", {}, words) : null);
-  host.append(head, track, element("div", { class: "amount" }, amount));
+  host.append(element("div", { class: "row" }, head, track, element("div", { class: "amount" }, amount)));
 }
 
 /** What the colours mean: [name, colour]. */

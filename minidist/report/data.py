@@ -23,7 +23,7 @@ def data(trace: Trace) -> Object:
     zero, end = trace.span
     parts = breakdown(trace)
     return {
-        "title": str(trace.header.get("program") or "a run"),
+        "command": str(trace.header.get("program") or "a run"),
         "facts": facts(trace),
         "notes": trace.notes,
         "nanoseconds": end - zero,
@@ -82,21 +82,26 @@ def numbers(trace: Trace, parts: list[Breakdown]) -> list[Object]:
 
 
 def curves(trace: Trace, zero: int) -> Object:
-    """name: [times, training steps done by then, values], the mean of the ranks that tell equally many."""
+    """name: [times, training steps done by then, values], the mean of the ranks that tell equally many.
+
+    Steps are the rank's own that tells, or if it has none (a server) those of the rank with the most.
+    """
+    names = dict.fromkeys(name for rank in trace.ranks for name in rank.values.name)
+    most_steps = max((rank.steps for rank in trace.ranks), key=len)
     found = {}
-    for name in dict.fromkeys(name for rank in trace.ranks for name in rank.values.name):
+    for name in sorted(names, key="accuracy".__eq__):  # after the loss
         if name.startswith("memory ") or name == "staleness":
             continue
         told = []
         for rank in trace.ranks:
             mine = np.array([each == name for each in rank.values.name], bool)
-            if mine.any():
-                told.append((rank, rank.values.time[mine], rank.values.value[mine]))
-        most = max(len(values) for _, _, values in told)
-        told = [one for one in told if len(one[2]) == most]
-        rank, times, _ = told[0]
-        done = np.searchsorted(np.sort(rank.steps.end), times, "right") if len(rank.steps) else np.arange(1, most + 1)
-        values = np.mean([values for _, _, values in told], axis=0)
+            told.append((rank.values.time[mine], rank.values.value[mine], rank.steps))
+        most = max(len(values) for _, values, _ in told)
+        told = [one for one in told if len(one[1]) == most]
+        times, _, steps = told[0]
+        steps = steps if len(steps) else most_steps
+        done = np.searchsorted(np.sort(steps.end), times, "right") if len(steps) else np.arange(1, most + 1)
+        values = np.mean([values for _, values, _ in told], axis=0)
         found[name] = [(times - zero).tolist(), done.tolist(), [float(f"{value:.6g}") for value in values]]
     return found
 
@@ -150,25 +155,35 @@ def steps_of(part: Breakdown) -> Object:
 
 
 def labels(trace: Trace) -> list[Object]:
-    """Of each label: its words where it has any, and each rank's nanoseconds."""
-    words: dict[str, str] = {}
+    """Of each label: the words it comes with, and each rank's nanoseconds."""
+    words: dict[str, dict[str, None]] = {}
     for rank in trace.ranks:
-        for text in rank.labels.label:
+        for text in dict.fromkeys(rank.labels.label):
             code, _, rest = text.partition(" ")
-            words.setdefault(code, rest)
+            without_number = rest.split(",")[0].rstrip("0123456789 ")
+            words.setdefault(code, {})[without_number] = None
     return [
-        {"label": label, "words": words[label], "nanoseconds": times} for label, times in time_by_label(trace).items()
+        {"label": label, "words": _listed(list(words[label])), "nanoseconds": times}
+        for label, times in time_by_label(trace).items()
     ]
 
 
+def _listed(words: list[str], most: int = 4) -> str:
+    return ", ".join([*words[:most], *(["…"] if len(words) > most else [])])
+
+
 def layers(trace: Trace, parts: list[Breakdown]) -> list[Object]:
-    """Of each layer: nanoseconds a training step of each kind of computing, in the mean over the ranks that have it."""
+    """Of each layer: nanoseconds a training step of each kind of computing, in the mean over the ranks that have it.
+
+    A rank without steps (a server) has as many as those that train. What is outside of layers comes last.
+    """
+    steps = max([1, *(len(part.step) for part in parts)])
     found: dict[str, Object] = {}
     for (layer, kind), times in time_by_layer(trace).items():
-        per_step = [spent / max(len(part.step), 1) for spent, part in zip(times, parts) if spent]
+        per_step = [spent / (len(part.step) or steps) for spent, part in zip(times, parts) if spent]
         if per_step:
             found.setdefault(layer, {"layer": layer, "kinds": {}})["kinds"][kind] = float(np.mean(per_step))
-    return list(found.values())
+    return sorted(found.values(), key=lambda one: not one["layer"])
 
 
 def staleness(trace: Trace) -> list[tuple[int, int]]:

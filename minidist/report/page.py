@@ -27,7 +27,8 @@ def page(trace: Trace) -> str:
     packed = gzip.compress(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode(), 6, mtime=0)
     script = "\n".join(files.joinpath(name).read_text("utf-8") for name in SCRIPTS)
     parts = {
-        "title": html.escape(content["title"]),
+        "title": html.escape(content["command"].split()[0]),
+        "command": "\n".join(f"<span>{html.escape(word)}</span>" for word in content["command"].split()),
         "style": files.joinpath("page.css").read_text("utf-8"),
         "script": f'"use strict";\n(() => {{\n{script}\n}})();',
         "data": base64.b64encode(packed).decode(),

@@ -11,13 +11,13 @@ A program waits where the trace says so (rows "W"), and in blocking operations: 
 ends; and at the end of any other one, when its last computing is done and it still is not. What it waits for may be late
 for two reasons, two of the wait states of Scalasca, and so long a wait is idle:
 
-    late sender   the message that comes next to this rank has not been sent yet. (Of several that it has asked for,
-                  the next to arrive; after the last of them the wait is exposed: a send that is not done, say.)
+    late sender   the message that comes next to this rank has not been sent yet. (The next to arrive, of several that
+                  it may have asked for; if it computes again before it asks, it has waited for something else.)
     wait at NxN   a rank of the group has not called the collective yet. Collectives with a root are not meant: there
                   nobody needs everybody, and late senders tell who was late
 
-On its way is a collective that is not blocking, from its call to its end; a message that is sent, until the sender is
-done with it; and one to this rank, from when it has been sent and is wanted until it is there.
+On its way is a collective that is not blocking, from its call to its end; a message that this rank has sent, until it
+is done with it or the receiver has it; and one to this rank, from when it has been sent and is wanted until it is there.
 
 Source  Geimer, Wolf, Wylie, Ábrahám, Becker & Mohr 2010, "The Scalasca performance toolset architecture"
 """
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import Intervals
-from .tables import MESSAGES, NONE, Rank, Trace, span_of
+from .tables import MESSAGES, NONE, Messages, Rank, Trace, span_of
 
 PARTS = ("compute", "hidden", "exposed", "idle")
 
@@ -57,20 +57,16 @@ class Breakdown:
 
 def breakdown(trace: Trace) -> list[Breakdown]:
     """Of every rank, where its time went."""
-    late = _late_arrivals(trace)
-    receives = _receives(trace)
-    return [_of_rank(rank, late[rank.number], receives[rank.number]) for rank in trace.ranks]
+    return [_of_rank(rank, parts) for rank, parts in zip(trace.ranks, parts_of(trace))]
 
 
 def parts_of(trace: Trace) -> list[dict[str, Intervals]]:
     """For every rank the exact stretches of its time that are "hidden", "exposed" and "idle"; the rest is computing."""
     late = _late_arrivals(trace)
-    receives = _receives(trace)
-    return [_parts(rank, late[rank.number], receives[rank.number]) for rank in trace.ranks]
+    return [_parts(rank, late[rank.number], trace.messages) for rank in trace.ranks]
 
 
-def _of_rank(rank: Rank, late: Intervals, receives: np.ndarray) -> Breakdown:
-    parts = _parts(rank, late, receives)
+def _of_rank(rank: Rank, parts: dict[str, Intervals]) -> Breakdown:
     start, end = rank.steps.start, rank.steps.end
     inside = {name: stretches.within(start, end) for name, stretches in parts.items()}
     whole = {name: stretches.total for name, stretches in parts.items()}
@@ -85,7 +81,7 @@ def _of_rank(rank: Rank, late: Intervals, receives: np.ndarray) -> Breakdown:
     )
 
 
-def _parts(rank: Rank, late: Intervals, receives: np.ndarray) -> dict[str, Intervals]:
+def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Intervals]:
     first, last = span_of(rank.times())
     operations, computing = rank.operations, rank.computing
     ends = np.where(operations.end == NONE, last, operations.end)
@@ -107,41 +103,33 @@ def _parts(rank: Rank, late: Intervals, receives: np.ndarray) -> dict[str, Inter
     )
 
     # 2. Of that, idle: what was waited for had not been sent, or not everybody had come.
-    idle = waiting & (late | _late_senders(receives))
+    to_me = messages.receiver == rank.number
+    idle = waiting & (late | _late_senders(messages.sent[to_me], messages.posted[to_me], messages.arrived[to_me], edges))
 
     # 3. While the program runs: is something on its way?
     background &= ~message
-    sent = np.array([direction == "s" for direction in rank.wire.direction], bool)
-    wire_ends = np.where(rank.wire.end == NONE, last, rank.wire.end)
+    from_me = messages.sender == rank.number
     going = (
         Intervals(operations.start[background], ends[background])
-        | Intervals(rank.wire.start[sent], wire_ends[sent])
-        | Intervals(np.maximum(receives[:, 0], receives[:, 1]), receives[:, 2])
+        | Intervals(messages.sent[from_me], np.minimum(messages.sent_end, messages.arrived)[from_me])
+        | Intervals(np.maximum(messages.sent, messages.posted)[to_me], messages.arrived[to_me])
     )
     return {"hidden": going - waiting, "exposed": waiting - idle, "idle": idle}
 
 
-def _receives(trace: Trace) -> list[np.ndarray]:
-    """Of every rank, the messages that it received: rows (sent, posted, arrived), in the order of their arrival."""
-    messages = trace.messages
-    found = []
-    for rank in range(len(trace.ranks)):
-        mine = messages.receiver == rank
-        rows = np.stack([messages.sent[mine], messages.posted[mine], messages.arrived[mine]], axis=1)
-        found.append(rows[np.argsort(rows[:, 2], kind="stable")])
-    return found
+def _late_senders(sent: np.ndarray, posted: np.ndarray, arrived: np.ndarray, edges: np.ndarray) -> Intervals:
+    """The time in which the message to this rank that comes next had not been sent.
 
-
-def _late_senders(receives: np.ndarray) -> Intervals:
-    """The time in which the message that comes next had been asked for, but not been sent.
-
-    It comes next from the arrival of the one before, or the beginning of the wait, to its own.
+    It comes next from the arrival of the one before to its own; but if computing began or ended in that time before the
+    rank asked for it (edges, ordered), from there.
     """
-    if not len(receives):
+    if not len(sent):
         return Intervals()
-    sent, posted, arrived = receives.T
-    before = np.concatenate([[posted.min()], arrived[:-1]])
-    return Intervals(np.maximum(before, posted), np.minimum(sent, arrived))
+    order = np.argsort(arrived, kind="stable")
+    sent, posted, arrived = sent[order], posted[order], arrived[order]
+    before = np.concatenate([[NONE], arrived[:-1]])
+    since = np.concatenate([[NONE], edges])[np.searchsorted(edges, posted, "right")]
+    return Intervals(np.maximum(before, since), np.minimum(sent, arrived))
 
 
 def _late_arrivals(trace: Trace) -> list[Intervals]:
