@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def ring_run(
     layers: int = 2,
     drift: int = 0,
     evaluate: int = 0,
+    jitter: int = 0,
 ) -> list[list[Row]]:
     """The rows of every rank of a data-parallel run: forward, backward, a ring all-reduce, update; each step.
 
@@ -53,8 +55,9 @@ def ring_run(
     100 microseconds. The all-reduce begins before backward's last layer, which hides some of it.
     drift     rank r's clock is r * drift behind at the beginning, and 2 r * drift at the end
     evaluate  an accuracy every so many steps
+    jitter    each stretch of computing takes up to so many nanoseconds longer, by chance
     """
-    us, chunk = 1000, nbytes // size
+    us, chunk, chance = 1000, nbytes // size, random.Random(0)
     ranks: list[list[Row]] = [[] for _ in range(size)]
     now = [5 * us * rank for rank in range(size)]
     begin = max(now)
@@ -63,15 +66,17 @@ def ring_run(
         for r in range(size):
             slow, t, rows = 10 + 2 * (r % 3), now[r], ranks[r]
             for layer in range(layers):
-                rows.append(["C", "forward", str(2 * layer), "D.3(3) train", t, t + 20 * us * slow])
-                t += 20 * us * slow
+                took = 20 * us * slow + chance.randint(0, jitter)
+                rows.append(["C", "forward", str(2 * layer), "D.3(3) train", t, t + took])
+                t += took
             rows.append(["C", "forward", "loss", "D.3(3) train", t, t + 2 * us * slow])
             t += 2 * us * slow
             for layer in reversed(range(layers)):
                 if layer == 0:
                     enter[r] = t
-                rows.append(["C", "backward", str(2 * layer), "D.3(3) train", t, t + 30 * us * slow])
-                t += 30 * us * slow
+                took = 30 * us * slow + chance.randint(0, jitter)
+                rows.append(["C", "backward", str(2 * layer), "D.3(3) train", t, t + took])
+                t += took
             rows.append(["L", "D.3(3) train on its own share", 0, start[r], t])
             hidden_end[r] = t
         # The ring: 2 (P - 1) rounds, each of which can begin when both neighbours are ready.

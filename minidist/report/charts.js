@@ -133,14 +133,16 @@ function stackedColumns(host, { xs, parts, xWords, yWords, label }) {
 }
 
 /** One row of bars: a name, pieces along a track as long as `most`, and an amount in words. */
-function barRow(host, { name, words, pieces, most, amount, range, inWords, label }) {
+function barRow(host, { name, words, pieces, most, amount, range, inWords, shares, label }) {
   const track = element("div", { class: "track", role: "img", "aria-label": label });
   const total = sum(pieces.map(({ value }) => value));
   for (const { name: piece, value, colour } of pieces) {
     if (value <= 0) continue;
-    const text = value / most > 0.07 ? inWords(value, total) : "";
+    const room = value / most;
+    const text = room > 0.07 ? [inWords(value)] : [];
+    if (shares && room > 0.14) text.push(element("span", { class: "share" }, ` · ${inShare(value / total)}`));
     const style = { width: `${(100 * value) / most}%`, background: `var(--${colour})` };
-    track.append(element("div", { class: `piece ${colour}`, style, title: `${piece}: ${inWords(value, total)}` }, text));
+    track.append(element("div", { class: `piece ${colour}`, style, title: `${piece}: ${inWords(value)}` }, ...text));
   }
   if (range) {
     const style = { left: `${(100 * range[0]) / most}%`, width: `${(100 * (range[1] - range[0])) / most}%` };

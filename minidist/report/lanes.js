@@ -107,7 +107,7 @@ function lanesOf(rank, columns, tables) {
   }
   // What the program did: computing, and over it the waits.
   {
-    const kinds = ["forward", "backward", "update", "recompute", "other"];
+    const kinds = ["forward", "backward", "update", "recompute"];
     const [starts, lengths, codes] = columns.computing;
     lanes.computing = new Lane({
       rank,
@@ -115,7 +115,7 @@ function lanesOf(rank, columns, tables) {
       starts: added(starts),
       lengths,
       colours: codes.map((code) => Math.max(kinds.indexOf(tables.computing[code][0]), 0)),
-      palette: ["forward", "backward", "update", "recompute", "label"],
+      palette: kinds,
       text: (i) => tables.computing[codes[i]][1] || tables.computing[codes[i]][0],
       what: (i) => {
         const [kind, layer, label] = tables.computing[codes[i]];

@@ -45,14 +45,14 @@ function showNumbers({ numbers }) {
     all.memory = hasMemory ? Math.max(...numbers.map(({ memory }) => memory ?? 0)) : null;
     rows.push(row(all, "all", "all"));
   }
-  const caption = "Last row: times in the mean over the ranks that train, bytes and messages in sum, memory of the fullest.";
-  shown("numbers")
+  const section = shown("numbers");
+  section.querySelector(".under").hidden = train.length < 2;
+  section
     .querySelector(".scroll")
     .append(
       element(
         "table",
         {},
-        train.length > 1 ? element("caption", {}, caption) : null,
         element("thead", {}, element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)))),
         element("tbody", {}, ...rows),
       ),
@@ -94,7 +94,8 @@ function showBreakdown({ numbers, breakdown }) {
       pieces: PARTS.map((part) => ({ name: part, value: of[part], colour: part })),
       most: length || 1,
       amount: inTime(of.step),
-      inWords: (value, total) => (value / total > 0.12 ? `${inTime(value)} · ${inShare(value / total)}` : inTime(value)),
+      inWords: inTime,
+      shares: true,
       label: `rank ${of.rank}: ${words}`,
     });
   }
@@ -156,13 +157,14 @@ function showLayers({ layers }) {
   const total = ({ kinds: times }) => sum(Object.values(times));
   const most = Math.max(...layers.map(total));
   for (const layer of layers) {
+    const name = /^\d/.test(layer.layer) ? `layer ${layer.layer}` : layer.layer || "outside of layers";
     barRow(section.querySelector(".bars"), {
-      name: layer.layer || "outside of layers",
+      name,
       pieces: kinds.map((kind) => ({ name: kind, value: layer.kinds[kind] ?? 0, colour: kind })),
       most,
       amount: inTime(total(layer)),
-      inWords: (value) => inTime(value),
-      label: `${layer.layer || "outside of layers"}: ${kinds.map((kind) => `${kind} ${inTime(layer.kinds[kind] ?? 0)}`).join(", ")}`,
+      inWords: inTime,
+      label: `${name}: ${kinds.map((kind) => `${kind} ${inTime(layer.kinds[kind] ?? 0)}`).join(", ")}`,
     });
   }
 }

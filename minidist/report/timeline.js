@@ -89,7 +89,7 @@ class Timeline {
     this.colours.label2 = resolved("line");
     const [onColour, ink] = [resolved("on-colour"), resolved("ink")];
     this.ink = Object.fromEntries(names.map((name) => [name, onColour]));
-    Object.assign(this.ink, { idle: ink, label: ink, label2: ink });
+    Object.assign(this.ink, { idle: ink, label: ink, label2: ink, collective: resolved("on-pale") });
     this.other = { ink, soft: resolved("soft"), line: resolved("line"), faint: resolved("faint"), arrow: resolved("arrow"),
       card: resolved("card"), accent: resolved("accent") };
     probe.remove();
@@ -283,7 +283,7 @@ class Timeline {
     context.drawImage(this.whole, 0, 0, width, height);
     const [begin, end] = this.view.map((time) => (Math.min(Math.max(time / this.length, 0), 1) * width));
     context.fillStyle = this.other.card;
-    context.globalAlpha = 0.6;
+    context.globalAlpha = 0.45;
     context.fillRect(0, 0, begin, height);
     context.fillRect(end, 0, width - end, height);
     context.globalAlpha = 1;
