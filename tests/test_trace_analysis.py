@@ -119,9 +119,15 @@ def test_clocks_that_differ_change_nothing(tmp_path: Path) -> None:
             np.testing.assert_allclose(getattr(other, name), getattr(one, name), atol=60)  # nanoseconds, of rounding
 
 
-def test_a_simulated_ring_is_exposed_as_the_formula_says(tmp_path: Path) -> None:
-    """Four ranks all-reduce n bytes at once: 2 (P-1)(alpha + beta n / P) seconds, and nobody is late but rank 2."""
-    n, late = 4000, 1e-3
+@pytest.mark.parametrize("late", [0, 1e-3])
+def test_a_simulated_ring_waits_as_the_formula_says(tmp_path: Path, late: float) -> None:
+    """Four ranks all-reduce n bytes: 6 hops of alpha + beta n / 4 seconds each, all exposed if they come together.
+
+    If rank 2 is late, all wait for it. Then its messages go round the ring: the rank k to its right still waits for k-1
+    hops for something that nobody has sent yet, and rank 2 itself for 3.
+    """
+    n = 4000
+    hop = 1e9 * (1e-5 + 1e-9 * n / 4)  # nanoseconds
 
     def program(comm: md.comm.Communicator) -> None:
         with md.trace.record(comm, tmp_path):
@@ -132,12 +138,11 @@ def test_a_simulated_ring_is_exposed_as_the_formula_says(tmp_path: Path) -> None
     md.comm.simulate(program, 4, network=md.comm.Network(alpha=1e-5, beta=1e-9))
     trace = read(tmp_path)
     assert trace.header["virtual"] and len(trace.collectives) == 1
-    seconds = 2 * 3 * (1e-5 + 1e-9 * n / 4)
+    hops = [1, 2, 3, 0] if late else [0, 0, 0, 0]
     for rank, found in enumerate(breakdown(trace)):
-        idle = 0 if rank == 2 else late
-        # Rounded to nanoseconds are the beginnings and ends of six messages.
-        assert found.whole["idle"] == pytest.approx(1e9 * idle, abs=20)
-        assert found.whole["exposed"] == pytest.approx(1e9 * seconds, abs=20)
+        waits_for_it = 0 if rank == 2 else 1e9 * late
+        expected = {"idle": waits_for_it + hops[rank] * hop, "exposed": (6 - hops[rank]) * hop, "hidden": 0}
+        assert {name: found.whole[name] for name in expected} == pytest.approx(expected, abs=20)  # ends are rounded
     sent = traffic(trace)
     np.testing.assert_array_equal(sent.bytes, np.roll(np.eye(4, dtype=int), 1, axis=1) * 6 * n // 4)
     np.testing.assert_array_equal(sent.messages, np.roll(np.eye(4, dtype=int), 1, axis=1) * 6)

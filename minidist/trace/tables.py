@@ -196,6 +196,8 @@ class Rank:
             yield getattr(self, name)
 
     def times(self) -> Iterator[np.ndarray]:
+        """All there are in its rows; among them the beginning and the end of the recording."""
+        yield self.clock.time + self.clock.offset
         for table in self.tables():
             for name in table.TIMES:
                 yield getattr(table, name)
