@@ -35,8 +35,9 @@ def write(folder: Path, ranks: list[list[Row]], **more: Any) -> Path:
         rows = [["G", "0", list(range(size))], *rows]
         if not any(row[0] == "A" for row in rows):
             rows.append(["A", 0, 0])
-        lines = [json.dumps(header(rank, size, **more))] + [json.dumps(row, ensure_ascii=False) for row in rows]
-        (folder / f"rank-{rank:04}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))[1:-1].replace("],[", "]\n[")  # a row a line
+        head = json.dumps(header(rank, size, **more))
+        (folder / f"rank-{rank:04}.jsonl").write_text(f"{head}\n{text}\n", "utf-8")
     return folder
 
 
