@@ -1,6 +1,6 @@
 """`python -m minidist COMMAND`: what there is beside the examples.
 
-    python -m minidist
+python -m minidist
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ def test_the_page_holds_the_trace(trace: Trace) -> None:
     for rank, lanes in zip(trace.ranks, content["timeline"]["lanes"]):
         starts, lengths, codes = lanes["computing"]
         table = content["timeline"]["computing"]
-        found = [(*table[code], start, start + length) for start, length, code in zip(accumulate(starts), lengths, codes)]
+        found = [
+            (*table[code], start, start + length) for start, length, code in zip(accumulate(starts), lengths, codes)
+        ]
         expected = [(*row[:3], row[3] - zero, row[4] - zero) for row in sorted(rank.computing, key=lambda row: row[3])]
         assert found == [tuple(row) for row in expected]
     sent, lengths, codes = content["timeline"]["messages"]

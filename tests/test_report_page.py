@@ -104,8 +104,10 @@ def test_its_numbers_are_the_traces(shown: Opener, trace: Trace) -> None:
     driver = shown()
     rows = script(
         driver,
-        """return Object.fromEntries([...document.querySelectorAll("#numbers tr[data-rank]")].map(row =>
-           [row.dataset.rank, [...row.querySelectorAll("td")].map(cell => [Number(cell.dataset.value), cell.innerText])]))""",
+        """const cell = td => [Number(td.dataset.value), td.innerText];
+           const cells = row => [...row.querySelectorAll("td")].map(cell);
+           const rows = [...document.querySelectorAll("#numbers tr[data-rank]")];
+           return Object.fromEntries(rows.map(row => [row.dataset.rank, cells(row)]))""",
     )
     sent = traffic(trace)
     assert set(rows) == {"0", "1", "2", "3", "all"}
@@ -127,10 +129,23 @@ def test_its_numbers_are_the_traces(shown: Opener, trace: Trace) -> None:
 
 def test_each_section_is_there_that_the_trace_has_something_for(shown: Opener, tmp_path: Path) -> None:
     visible = "return [...document.querySelectorAll('section:not([hidden])')].map(section => section.id)"
-    every = ["numbers", "curves", "timeline", "breakdown", "pipeline", "staleness", "labels", "layers", "traffic", "memory"]
+    every = [
+        "numbers",
+        "curves",
+        "timeline",
+        "breakdown",
+        "pipeline",
+        "staleness",
+        "labels",
+        "layers",
+        "traffic",
+        "memory",
+    ]
     driver = shown()
     assert script(driver, visible) == every
-    words = script(driver, "return Object.fromEntries([...document.querySelectorAll('section')].map(s => [s.id, s.innerText]))")
+    words = script(
+        driver, "return Object.fromEntries([...document.querySelectorAll('section')].map(s => [s.id, s.innerText]))"
+    )
     assert "4 updates, in the mean 1.25 late, at most 3" in words["staleness"]
     assert "1f1b, training step" in words["pipeline"] and "75 %" in words["pipeline"]
     assert "D.3(4)" in words["labels"] and "average gradients" in words["labels"]
@@ -148,22 +163,23 @@ def test_the_timeline_zooms_with_wheel_drag_buttons_and_keys(shown: Opener, trac
     whole = trace.span[1] - trace.span[0]
     canvas = driver.find_element("id", "lanes")
     script(driver, "arguments[0].scrollIntoView({block: 'center'})", canvas)
-    wheel = lambda by: ActionChains(driver).scroll_from_origin(  # noqa: E731
-        webdriver.common.actions.wheel_input.ScrollOrigin.from_element(canvas), 0, by
-    )
+
+    def wheel(by: int) -> None:
+        origin = webdriver.common.actions.wheel_input.ScrollOrigin.from_element(canvas)
+        ActionChains(driver).scroll_from_origin(origin, 0, by).perform()
 
     def width() -> int:
         start, end = view(driver)
         return end - start
 
     at_first = width()
-    wheel(-40).perform()  # the page scrolls, and not the timeline, before it is clicked
+    wheel(-40)  # the page scrolls, and not the timeline, before it is clicked
     assert width() == at_first
     canvas.click()
-    wheel(-200).perform()
+    wheel(-200)
     nearer = width()
     assert nearer < 0.7 * at_first
-    wheel(200).perform()
+    wheel(200)
     assert width() == pytest.approx(at_first, rel=0.01)
 
     before = view(driver)
@@ -219,6 +235,7 @@ def test_a_tooltip_tells_what_is_under_the_pointer_and_under_the_keys(shown: Ope
     y = 40 + 17 + 10
     tip = driver.find_element("id", "tip")
     assert not tip.is_displayed()
+    # Under the pointer ...
     ActionChains(driver).move_to_element_with_offset(canvas, x - size["width"] / 2, y - size["height"] / 2).perform()
     until(tip.is_displayed)
     length = (computing.end[i] - computing.start[i]) / 1e3
@@ -227,7 +244,8 @@ def test_a_tooltip_tells_what_is_under_the_pointer_and_under_the_keys(shown: Ope
     box = script(driver, "return arguments[0].getBoundingClientRect().toJSON()", tip)
     assert box["left"] >= 0 and box["right"] <= WIDE
 
-    canvas.send_keys("0")  # Keys tell the same, and to those who do not see it too.
+    # ... under the keys, and what they tell is told to those as well who do not see it ...
+    canvas.send_keys("0")
     until(lambda: not tip.is_displayed())
     driver.find_element("css selector", "[data-do=after]").click()
     for key, expected in (("\ue015", "D.3("), ("\ue015", "forward"), ("n", ""), ("p", "forward")):
@@ -235,25 +253,41 @@ def test_a_tooltip_tells_what_is_under_the_pointer_and_under_the_keys(shown: Ope
         said = driver.find_element("id", "said").get_property("textContent")
         assert tip.is_displayed() and expected in tip.text and said.startswith(tip.text.splitlines()[0])
 
+    # ... and at once when the keys come to the timeline.
+    field = driver.find_element("id", "step")
+    field.click()
+    assert not tip.is_displayed()
+    field.send_keys("\ue004\ue004")  # over the button after it
+    assert tip.is_displayed() and tip.text.startswith("D.3(")
+
 
 def test_arrows_are_drawn_when_there_is_room(shown: Opener, trace: Trace) -> None:
     driver = shown()
-    arrows = lambda: int(driver.find_element("id", "lanes").get_dom_attribute("data-arrows"))  # noqa: E731
-    view(driver)
+
+    def arrows() -> int:
+        view(driver)
+        return int(driver.find_element("id", "lanes").get_dom_attribute("data-arrows"))
+
     assert 20 <= arrows() <= 60  # a step has 24 messages, and a little of its neighbours' is in sight
     driver.find_element("css selector", "[data-do=fit]").click()
-    view(driver)
     assert len(trace.messages) == 40 * 24 and arrows() == 0
 
 
-LUMINANCE = """
-const parse = text => { const c = document.createElement('canvas').getContext('2d'); c.fillStyle = text; c.fillRect(0,0,1,1);
-  return [...c.getImageData(0,0,1,1).data].slice(0,3).map(v => v/255)
-    .map(v => v <= 0.04045 ? v/12.92 : ((v+0.055)/1.055)**2.4); };
-const luminance = text => { const [r,g,b] = parse(text); return 0.2126*r + 0.7152*g + 0.0722*b; };
-const probe = document.body.appendChild(document.createElement('i'));
-const value = name => { probe.style.color = `var(--${name})`; return luminance(getComputedStyle(probe).color); };
-return arguments[0].map(([a, b]) => { const [x, y] = [value(a), value(b)].sort((p, q) => q - p); return (x+0.05)/(y+0.05); });
+CONTRASTS = """
+const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const probe = document.body.appendChild(document.createElement("i"));
+function luminance(name) {  // as WCAG defines it
+  probe.style.color = `var(--${name})`;
+  canvas.fillStyle = getComputedStyle(probe).color;
+  canvas.fillRect(0, 0, 1, 1);
+  const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+return arguments[0].map(pair => {
+  const [more, less] = pair.map(luminance).sort((a, b) => b - a);
+  return (more + 0.05) / (less + 0.05);
+});
 """
 
 
@@ -263,11 +297,14 @@ def test_colours_can_be_read_by_day_and_by_night(shown: Opener, theme: str) -> N
     texts = [("ink", "paper"), ("ink", "card"), ("soft", "card"), ("soft", "faint"), ("ink", "label"), ("ink", "idle")]
     texts += [("on-colour", colour) for colour in ("forward", "backward", "update", "recompute", "exposed", "message")]
     texts += [("on-pale", "hidden"), ("on-pale", "collective")]
-    contrasts = dict(zip(texts, script(driver, LUMINANCE, texts)))
+    contrasts = dict(zip(texts, script(driver, CONTRASTS, texts)))
     assert min(contrasts.values()) >= 4.5, contrasts  # WCAG's AA
 
     def dark() -> bool:
-        return sum(script(driver, "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")) < 300
+        return (
+            sum(script(driver, "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"))
+            < 300
+        )
 
     assert dark() == (theme == "dark")
     button = driver.find_element("id", "theme")
@@ -283,8 +320,9 @@ def test_a_telephone_shows_it_without_scrolling_sideways(shown: Opener) -> None:
     assert script(driver, "return [innerWidth, document.documentElement.scrollWidth]") == [NARROW, NARROW]
     outside = script(
         driver,
-        """return [...document.querySelectorAll("main *")].filter(one => !one.closest(".scroll") && one.clientWidth
-           && one.getBoundingClientRect().right > innerWidth + 1 && !one.closest("svg")).map(one => one.outerHTML.slice(0, 80))""",
+        """const seen = [...document.querySelectorAll("main *")].filter(one => one.clientWidth);
+           return seen.filter(one => !one.closest(".scroll, svg"))
+             .filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML)""",
     )
     assert outside == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ Row = list
 
 def parts(folder: Path, *ranks: list[Row]) -> list[tuple[int, ...]]:
     """Compute, hidden, exposed and idle of each rank's only step."""
-    return [tuple(int(getattr(b, name)[0]) for name in PARTS) for b in breakdown(read(cases.write(folder, list(ranks))))]
+    return [
+        tuple(int(getattr(b, name)[0]) for name in PARTS) for b in breakdown(read(cases.write(folder, list(ranks))))
+    ]
 
 
 def computes(*spans: tuple[int, int]) -> list[Row]:
@@ -54,7 +57,13 @@ def test_late_sender_of_a_message_that_is_asked_for_when_it_is_there(tmp_path: P
 
 def test_a_wait_before_computing_is_not_for_a_message_asked_for_after_it(tmp_path: Path) -> None:
     sender = [*computes((0, 100)), ["M", "s", "0", 1, 0, 8, 30, 60], STEP]
-    receiver = [*computes((0, 10), (20, 50), (60, 100)), ["W", 10, 20], ["W", 50, 60], ["M", "r", "0", 0, 0, 8, 50, 60], STEP]
+    receiver = [
+        *computes((0, 10), (20, 50), (60, 100)),
+        ["W", 10, 20],
+        ["W", 50, 60],
+        ["M", "r", "0", 0, 0, 8, 50, 60],
+        STEP,
+    ]
     assert parts(tmp_path, sender, receiver)[1] == (80, 0, 20, 0)
 
 
@@ -84,8 +93,18 @@ def test_hidden(tmp_path: Path) -> None:
 
 
 def test_a_message_inside_of_computing_is_hidden_and_a_collective_there_is_not(tmp_path: Path) -> None:
-    send = [*computes((0, 100)), ["M", "s", "0", 1, 0, 8, 10, 40], ["O", 1, "send", "0", 1, 8, "float32", 0, "", 10, 40], STEP]
-    want = [*computes((0, 100)), ["M", "r", "0", 0, 0, 8, 20, 60], ["O", 1, "receive", "0", 0, 8, "float32", 0, "", 20, 60], STEP]
+    send = [
+        *computes((0, 100)),
+        ["M", "s", "0", 1, 0, 8, 10, 40],
+        ["O", 1, "send", "0", 1, 8, "float32", 0, "", 10, 40],
+        STEP,
+    ]
+    want = [
+        *computes((0, 100)),
+        ["M", "r", "0", 0, 0, 8, 20, 60],
+        ["O", 1, "receive", "0", 0, 8, "float32", 0, "", 20, 60],
+        STEP,
+    ]
     assert parts(tmp_path / "message", send, want) == [(70, 30, 0, 0), (60, 40, 0, 0)]
     rank = [*computes((0, 100)), collective(30, 50), STEP]
     assert parts(tmp_path / "collective", rank, rank) == [(80, 0, 20, 0)] * 2
@@ -111,8 +130,10 @@ def test_steps_and_the_whole(tmp_path: Path) -> None:
 
 def test_clocks_that_differ_change_nothing(tmp_path: Path) -> None:
     rows = cases.ring_run(steps=6)
-    exact, apart = (breakdown(read(cases.write(tmp_path / name, run))) for name, run in
-                    (("exact", rows), ("apart", cases.ring_run(steps=6, drift=100_000))))
+    exact, apart = (
+        breakdown(read(cases.write(tmp_path / name, run)))
+        for name, run in (("exact", rows), ("apart", cases.ring_run(steps=6, drift=100_000)))
+    )
     assert any(part.idle.sum() > 50_000 for part in exact)  # it is not all zeros that are compared
     for one, other in zip(exact, apart):
         for name in PARTS:
@@ -187,7 +208,7 @@ def test_intervals_are_sets_of_moments(a: list, b: list, windows: list) -> None:
     ):
         found = list(zip(got.starts.tolist(), got.ends.tolist()))
         assert points(found) == expected and got.total == len(expected)
-        assert all(end < start for (_, end), (start, _) in zip(found, found[1:]))  # apart, and in order
+        assert all(end < start for (_, end), (start, _) in pairwise(found))  # apart, and in order
         inside = got.within(np.array([min(w) for w in windows], int), np.array([max(w) for w in windows], int))
         assert inside.tolist() == [len(expected & set(range(min(w), max(w)))) for w in windows]
 

@@ -51,7 +51,11 @@ SCHEMA = {
                     event("X", {**TIME, "dur": {"type": "number", "minimum": 0}}),  # complete: a slice
                     event("i", {**TIME}, s={"enum": ["g", "p", "t"]}),  # instant, and how far it goes
                     event(  # a counter: its series are its arguments
-                        "C", {**TIME, "args": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "number"}}}
+                        "C",
+                        {
+                            **TIME,
+                            "args": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "number"}},
+                        },
                     ),
                     event("sf", {**TIME, "id": {"type": ["integer", "string"]}}, bp={"const": "e"}),  # flows
                     {  # metadata: what has which name, and stands where
@@ -66,7 +70,10 @@ SCHEMA = {
                             {
                                 "properties": {
                                     "name": {"enum": ["process_sort_index", "thread_sort_index"]},
-                                    "args": {"required": ["sort_index"], "properties": {"sort_index": {"type": "integer"}}},
+                                    "args": {
+                                        "required": ["sort_index"],
+                                        "properties": {"sort_index": {"type": "integer"}},
+                                    },
                                 }
                             },
                         ],
@@ -151,7 +158,11 @@ def test_ranks_are_processes_and_numbers_counters(chrome: dict) -> None:
         (one["pid"], one["name"]): one["args"]["name"] for one in chrome["traceEvents"] if one["name"] == "process_name"
     }
     assert names == {(rank, "process_name"): f"rank {rank} (here, cpu)" for rank in range(4)}
-    loss = [one["args"]["loss"] for one in chrome["traceEvents"] if one["ph"] == "C" and one["pid"] == 0 and one["name"] == "loss"]
+    loss = [
+        one["args"]["loss"]
+        for one in chrome["traceEvents"]
+        if one["ph"] == "C" and one["pid"] == 0 and one["name"] == "loss"
+    ]
     assert loss == pytest.approx([2.3 / (1 + 0.1 * step) for step in range(4)])
 
 

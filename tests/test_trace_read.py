@@ -71,7 +71,9 @@ def test_the_kth_collective_of_a_group_is_the_kth_on_all(tmp_path: Path) -> None
 def test_collectives_that_differ_are_told(tmp_path: Path) -> None:
     rows = [[["O", 1, kind, "0", None, 8, "float32", 0, "", 0, 5]] for kind in ("all_reduce ring", "barrier")]
     (note,) = read(cases.write(tmp_path, rows)).notes
-    assert note.startswith("collective 1 of group 0 differs between ranks: all_reduce ring on rank 0, barrier on rank 1")
+    assert note.startswith(
+        "collective 1 of group 0 differs between ranks: all_reduce ring on rank 0, barrier on rank 1"
+    )
 
 
 def test_clocks_are_brought_to_rank_0s_and_in_between_interpolated(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def ring_run(
             hidden_end[r] = t
         # The ring: 2 (P - 1) rounds, each of which can begin when both neighbours are ready.
         ready = enter.copy()
-        for round_ in range(2 * (size - 1)):
+        for _ in range(2 * (size - 1)):
             ends = [max(ready[r], ready[(r - 1) % size]) + 100 * us for r in range(size)]
             for r in range(size):
                 right, left = (r + 1) % size, (r - 1) % size
@@ -117,7 +117,7 @@ TIMES = {"C": (4, 5), "O": (9, 10), "M": (6, 7), "W": (1, 2), "L": (3, 4), "I": 
 
 
 def _let_drift(rows: list[Row], first: int, last: int, end: int) -> None:
-    """Write the times of rank 0's clock, 0 … end, as a clock sees them that is `first` behind then, `last` at the end."""
+    """Write times of rank 0's clock, 0 … end, as a clock shows them that is `first` behind, and `last` at the end."""
     rate = (end - (last - first)) / end
     for row in rows:
         for i in TIMES[row[0]]:

@@ -17,7 +17,9 @@ def main(argv: list[str] | None = None) -> None:
         description="A traced run as one page to look at, which needs no network; and as files for other programs.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="what the run's --trace DIR has written")
-    parser.add_argument("--output", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: %(default)s)")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: %(default)s)"
+    )
     parser.add_argument("--chrome", metavar="FILE", type=Path, help="also a trace for https://ui.perfetto.dev")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="also pictures, PNG and SVG (needs the extra `plot`)")
     args = parser.parse_args(argv)

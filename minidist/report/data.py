@@ -54,7 +54,9 @@ def facts(trace: Trace) -> list[tuple[str, str]]:
         found.append(("started", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(header["started"]))))
     schedule = header.get("schedule")
     if schedule:
-        words = ", ".join(f"{schedule[name]} {name}" for name in ("stages", "microbatches", "chunks") if name in schedule)
+        words = ", ".join(
+            f"{schedule[name]} {name}" for name in ("stages", "microbatches", "chunks") if name in schedule
+        )
         found.append(("schedule", f"{schedule.get('name', '?')}: {words}"))
     return found
 

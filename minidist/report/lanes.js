@@ -40,6 +40,7 @@ function above(numbers, limit) {
 function drawLane(context, lane, { x, y, width, height, from, to, colours, texts, ink }) {
   const scale = width / (to - from);
   const cover = new Map(); // colour: share of each column
+  const wide = []; // items that have room for a text
   for (let i = above(lane.reach, from); i < lane.starts.length && lane.starts[i] < to; i += 1) {
     const begin = Math.max((lane.starts[i] - from) * scale, 0);
     const end = Math.min((lane.ends[i] - from) * scale, width);
@@ -47,13 +48,27 @@ function drawLane(context, lane, { x, y, width, height, from, to, colours, texts
     if (end - begin >= 2) {
       context.fillStyle = colours[colour];
       context.fillRect(x + begin, y, end - begin - (end - begin > 4 ? 0.75 : 0), height);
-      if (texts && end - begin > 26) write(context, lane.text(i), x + begin + 4, y, end - begin - 8, height, ink[colour]);
+      if (texts && end - begin > 26) wide.push(i);
     } else {
       if (!cover.has(colour)) cover.set(colour, new Float32Array(Math.ceil(width) + 1));
       cover.get(colour)[Math.floor(begin)] += Math.max(end - begin, 0.02);
     }
   }
   drawCover(context, cover, x, y, height, colours);
+  for (const i of wide) {
+    const [begin, end] = roomForText(lane, i, Math.max(lane.starts[i], from), Math.min(lane.ends[i], to), 40 / scale);
+    const place = [x + (begin - from) * scale + 4, y, (end - begin) * scale - 8, height];
+    write(context, lane.text(i), ...place, ink[lane.palette[lane.colours[i]]]);
+  }
+}
+
+/** The first part of an item that no item inside of it covers, and that is not too short. */
+function roomForText(lane, i, begin, end, shortest) {
+  for (let j = i + 1; j < lane.starts.length && lane.starts[j] < end; j += 1) {
+    if (lane.starts[j] - begin >= shortest) return [begin, lane.starts[j]];
+    begin = Math.max(begin, lane.ends[j]);
+  }
+  return [begin, end];
 }
 
 function drawCover(context, cover, x, y, height, colours) {
@@ -127,7 +142,16 @@ function lanesOf(rank, columns, tables) {
     const [starts, lengths] = columns[part];
     const colours = new Uint8Array(lengths.length);
     const [text, what] = [() => (part === "idle" ? "idle" : "waits"), () => [WORDS[part], ""]];
-    lanes[part] = new Lane({ rank, name: "program", starts: added(starts), lengths, colours, palette: [part], text, what });
+    lanes[part] = new Lane({
+      rank,
+      name: "program",
+      starts: added(starts),
+      lengths,
+      colours,
+      palette: [part],
+      text,
+      what,
+    });
   }
   lanes.operations = operationLanes(rank, columns.operations, tables.operations);
   return lanes;
@@ -159,7 +183,11 @@ function operationLanes(rank, [differences, lengths, codes, finished], table) {
         const message = kind === "send" || kind === "receive";
         const with_ = peer === null ? "" : message ? `, rank ${peer} of its group` : `, root ${peer}`;
         const end = finished[items[i]] ? "" : ", never finished";
-        return [`${kind}${with_}`, `${inBytes(nbytes)} of ${dtype}, group ${group}${message ? `, tag ${tag}` : ""}${end}`, label];
+        return [
+          `${kind}${with_}`,
+          `${inBytes(nbytes)} of ${dtype}, group ${group}${message ? `, tag ${tag}` : ""}${end}`,
+          label,
+        ];
       },
     });
   });

@@ -23,8 +23,18 @@ async function open() {
   const packed = document.getElementById("data");
   const data = await unpacked(packed.textContent);
   packed.remove(); // it is not needed twice
-  const sections = [showFacts, showNumbers, showCurves, showBreakdown, showLabels, showLayers, showTraffic, showMemory,
-    showPipeline, showStaleness];
+  const sections = [
+    showFacts,
+    showNumbers,
+    showCurves,
+    showBreakdown,
+    showLabels,
+    showLayers,
+    showTraffic,
+    showMemory,
+    showPipeline,
+    showStaleness,
+  ];
   for (const show of sections) show(data);
   colours(new Timeline(data));
   document.getElementById("loading").hidden = true;

@@ -1,6 +1,6 @@
 """The page: one file with everything in it, the trace's numbers compressed. It opens without a network.
 
-    page(trace) -> str: its HTML.   write_page(trace, "report.html")
+page(trace) -> str: its HTML.   write_page(trace, "report.html")
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def _actions_of(rank: Rank, step: int) -> list[tuple[str, int, int, int, int]]:
     return [
         (kind, micro, chunk, ready, done - ready)
         for kind, micro, chunk, start, ready, done in rank.actions
-        if begin <= start and done <= end
+        if begin < done <= end  # its first one may have begun to wait before the step
     ]
 
 
@@ -103,7 +103,13 @@ def _ideal(played: list[list[tuple[str, int, int, int, int]]], schedule: Object)
     ideal = play(name, ranks, micro, chunks, forward=f, backward_input=b, backward_weight=w)
     spans = [
         [
-            (type(span.action).__name__, span.action.micro, span.action.chunk, round(span.start), round(span.end - span.start))
+            (
+                type(span.action).__name__,
+                span.action.micro,
+                span.action.chunk,
+                round(span.start),
+                round(span.end - span.start),
+            )
             for span in row
         ]
         for row in ideal.spans
@@ -112,4 +118,8 @@ def _ideal(played: list[list[tuple[str, int, int, int, int]]], schedule: Object)
     mean = [float(np.mean(times)) for times in (f, b, w)]
     if not splits:  # the formulas want both parts, and only their sum counts
         mean[1:] = [mean[1] / 2, mean[1] / 2]
-    return {"ideal": spans, "ideal_idle": ideal.idle, "formula": schedules.SCHEDULES[name].idle(ranks, micro, chunks, *mean)}
+    return {
+        "ideal": spans,
+        "ideal_idle": ideal.idle,
+        "formula": schedules.SCHEDULES[name].idle(ranks, micro, chunks, *mean),
+    }

@@ -26,6 +26,7 @@ Object.assign(Timeline.prototype, {
     on("pointercancel", this.up);
     on("pointerleave", () => this.fingers.size || this.unpoint());
     on("keydown", this.pressed);
+    on("focus", () => this.canvas.matches(":focus-visible") && this.chooseLane(1));
     on("blur", this.unpoint);
     this.overview.addEventListener("pointerdown", (event) => this.overviewAt(event));
     this.overview.addEventListener("pointermove", (event) => event.buttons && this.overviewAt(event));
@@ -118,7 +119,9 @@ Object.assign(Timeline.prototype, {
     const [from, to] = this.view;
     const time = from + ((x - this.left) / this.width) * (to - from);
     const pixel = (to - from) / this.width;
-    const mark = this.marks.find(([rank, at]) => Math.abs(this.toX(at) - x) < 6 && Math.abs(this.rows[rank].top - 2 - y) < 7);
+    const mark = this.marks.find(
+      ([rank, at]) => Math.abs(this.toX(at) - x) < 6 && Math.abs(this.rows[rank].top - 2 - y) < 7,
+    );
     if (mark) {
       const [rank, at, label, words] = mark;
       this.tell([`${label} ${words}`, `rank ${this.ranks[rank]}, at ${inTime(at)}`], x, y);
@@ -193,7 +196,9 @@ Object.assign(Timeline.prototype, {
 
   /** All lanes from top to bottom, each with its box. */
   everyLane() {
-    return this.boxes.flatMap((box) => box.lanes.map((lane) => ({ box, lane }))).filter(({ lane }) => lane.starts.length);
+    return this.boxes
+      .flatMap((box) => box.lanes.map((lane) => ({ box, lane })))
+      .filter(({ lane }) => lane.starts.length);
   },
 
   chooseLane(by) {
@@ -201,7 +206,10 @@ Object.assign(Timeline.prototype, {
     const now = this.chosen ? every.findIndex(({ lane }) => lane === this.chosen.lane) : by > 0 ? -1 : every.length;
     const next = every[Math.min(Math.max(now + by, 0), every.length - 1)];
     const middle = (this.view[0] + this.view[1]) / 2;
-    const i = Math.min(above(next.lane.reach, this.chosen ? this.chosen.lane.starts[this.chosen.i] : middle), next.lane.starts.length - 1);
+    const i = Math.min(
+      above(next.lane.reach, this.chosen ? this.chosen.lane.starts[this.chosen.i] : middle),
+      next.lane.starts.length - 1,
+    );
     this.chooseByKey(next.lane, i);
   },
 
@@ -224,6 +232,8 @@ Object.assign(Timeline.prototype, {
     const box = this.boxes.find(({ lanes }) => lanes.includes(lane));
     const x = Math.min(Math.max(this.toX(middle), this.left), this.left + this.width);
     this.choose({ box, lane, i }, x, box.y);
-    document.getElementById("said").textContent = [...this.tip.children].map(({ textContent }) => textContent).join(". ");
+    document.getElementById("said").textContent = [...this.tip.children]
+      .map(({ textContent }) => textContent)
+      .join(". ");
   },
 });

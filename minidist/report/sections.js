@@ -11,13 +11,13 @@ function shown(id) {
 
 function showFacts({ facts, notes, nanoseconds }) {
   const all = [...facts, ["length", inTime(nanoseconds)]];
-  document.getElementById("facts").append(
-    ...all.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
-  );
+  document
+    .getElementById("facts")
+    .append(...all.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
   if (notes.length) shown("notes").append(...notes.map((note) => element("li", {}, note)));
 }
 
-/** A table of the main numbers. data-value of a cell is the number as the trace has it: nanoseconds, bytes, messages. */
+/** A table of the main numbers. A cell's data-value is the trace's own number: nanoseconds, bytes, messages. */
 function showNumbers({ numbers }) {
   const cell = (value, words, small) =>
     element("td", { "data-value": value }, words, small ? element("small", {}, small) : null);
@@ -153,7 +153,10 @@ function showLayers({ layers }) {
   if (!layers.length) return;
   const section = shown("layers");
   const kinds = KINDS.filter((kind) => layers.some((layer) => layer.kinds[kind]));
-  key(section.querySelector(".key"), kinds.map((kind) => [kind, kind]));
+  key(
+    section.querySelector(".key"),
+    kinds.map((kind) => [kind, kind]),
+  );
   const total = ({ kinds: times }) => sum(Object.values(times));
   const most = Math.max(...layers.map(total));
   for (const layer of layers) {
@@ -215,7 +218,10 @@ function showMemory({ memory, ranks }) {
   const section = shown("memory");
   const colours = ["forward", "backward", "update", "collective", "message", "recompute"];
   const colour = Object.fromEntries(kinds.map((kind, i) => [kind, colours[i % colours.length]]));
-  key(section.querySelector(".key"), kinds.map((kind) => [kind, colour[kind]]));
+  key(
+    section.querySelector(".key"),
+    kinds.map((kind) => [kind, colour[kind]]),
+  );
   if (process) colour.process = "recompute";
   const list = kinds.length ? kinds : ["process"];
   const total = (rank) => sum(list.map((kind) => memory[kind][rank]));
@@ -239,8 +245,8 @@ function showPipeline({ pipeline }) {
   const section = shown("pipeline");
   const { name, step, ranks, played, ideal, idle, ideal_idle: least, formula } = pipeline;
   section.querySelector(".lead").textContent =
-    `${name}, training step ${step} (the one of median length). Of all ranks’ time ${inShare(idle)} passed without work` +
-    (ideal ? `; ideally ${inShare(least)} would have, and by the formula for equal stages ${inShare(formula)}.` : ".");
+    `${name}, training step ${step}, the one of median length. Of all ranks’ time ${inShare(idle)} passed ` +
+    `without work${ideal ? `; ideally ${inShare(least)} would, by the formula for equal stages ${inShare(formula)}` : ""}.`;
   const colour = { Forward: "forward", Backward: "backward", BackwardInput: "backward", BackwardWeight: "update" };
   const letter = { Forward: "f", Backward: "B", BackwardInput: "B", BackwardWeight: "W" };
   const splits = played.flat().some(([kind]) => kind === "BackwardWeight");
@@ -274,7 +280,11 @@ function showPipeline({ pipeline }) {
             drawn("title", {}, `${kind} of microbatch ${micro}${chunks ? `, chunk ${chunk}` : ""}: ${inTime(length)}`),
             drawn("rect", { ...place, height: row - 6, rx: 3, style: { fill: `var(--${colour[kind]})` } }),
             place.width > 7 * text.length + 4
-              ? drawn("text", { class: "inside", x: place.x + place.width / 2, y: i * row + 18, "text-anchor": "middle" }, text)
+              ? drawn(
+                  "text",
+                  { class: "inside", x: place.x + place.width / 2, y: i * row + 18, "text-anchor": "middle" },
+                  text,
+                )
               : "",
           ),
         );
@@ -296,10 +306,14 @@ function showStaleness({ staleness }) {
   const most = Math.max(...staleness.map(([late]) => late));
   const counts = new Map(staleness);
   const section = shown("staleness");
-  section.querySelector(".lead").append(` ${inCount(all)} updates, in the mean ${three(average)} late, at most ${most}.`);
+  section
+    .querySelector(".lead")
+    .append(` ${inCount(all)} updates, in the mean ${three(average)} late, at most ${most}.`);
   stackedColumns(section.querySelector(".chart"), {
     xs: Array.from({ length: most + 1 }, (_, late) => late),
-    parts: [{ name: "gradients", colour: "compute", values: Array.from({ length: most + 1 }, (_, i) => counts.get(i) ?? 0) }],
+    parts: [
+      { name: "gradients", colour: "compute", values: Array.from({ length: most + 1 }, (_, i) => counts.get(i) ?? 0) },
+    ],
     xWords: "updates late",
     yWords: inCount,
     label: `Histogram of staleness: ${inCount(all)} updates, in the mean ${three(average)} late`,

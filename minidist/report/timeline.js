@@ -6,7 +6,11 @@ class Timeline {
     this.length = Math.max(nanoseconds, 1);
     this.ranks = ranks;
     this.lanes = ranks.map((rank) => lanesOf(rank, timeline.lanes[rank], timeline));
-    this.steps = timeline.lanes.map(({ steps: [starts, lengths, numbers] }) => ({ starts: added(starts), lengths, numbers }));
+    this.steps = timeline.lanes.map(({ steps: [starts, lengths, numbers] }) => ({
+      starts: added(starts),
+      lengths,
+      numbers,
+    }));
     this.leader = this.steps.find(({ numbers }) => numbers.length) ?? this.steps[0]; // whose steps are on the axis
     this.marks = timeline.lanes.flatMap(({ marks }, rank) => marks.map((mark) => [rank, ...mark]));
     const [sent, lengths, codes] = timeline.messages;
@@ -17,8 +21,12 @@ class Timeline {
     [this.canvas, this.overview, this.tip] = ["lanes", "overview", "tip"].map((id) => document.getElementById(id));
     this.input = document.getElementById("step");
     this.chosen = null; // { lane, i }: what the tooltip is about
-    const present = ["forward", "backward", "update", "recompute"].filter((kind) => timeline.computing.some(([k]) => k === kind));
-    const kinds = new Set(timeline.operations.map(([kind]) => (kind === "send" || kind === "receive" ? "message" : "collective")));
+    const present = ["forward", "backward", "update", "recompute"].filter((kind) =>
+      timeline.computing.some(([k]) => k === kind),
+    );
+    const kinds = new Set(
+      timeline.operations.map(([kind]) => (kind === "send" || kind === "receive" ? "message" : "collective")),
+    );
     key(this.section.querySelector(".key"), [
       ...present.map((kind) => [kind, kind]),
       ["waiting: exposed", "exposed"],
@@ -90,8 +98,15 @@ class Timeline {
     const [onColour, ink] = [resolved("on-colour"), resolved("ink")];
     this.ink = Object.fromEntries(names.map((name) => [name, onColour]));
     Object.assign(this.ink, { idle: ink, label: ink, label2: ink, collective: resolved("on-pale") });
-    this.other = { ink, soft: resolved("soft"), line: resolved("line"), faint: resolved("faint"), arrow: resolved("arrow"),
-      card: resolved("card"), accent: resolved("accent") };
+    this.other = {
+      ink,
+      soft: resolved("soft"),
+      line: resolved("line"),
+      faint: resolved("faint"),
+      arrow: resolved("arrow"),
+      card: resolved("card"),
+      accent: resolved("accent"),
+    };
     probe.remove();
   }
 
@@ -111,7 +126,11 @@ class Timeline {
       row.way = y + heights.way / 2;
       const count = Math.max(lanes.operations.length, 1);
       lanes.operations.forEach((lane, i) => {
-        boxes.push({ lanes: [lane], y: y + (i * heights.way) / count, height: heights.way / count - (count > 1 ? 1 : 0) });
+        boxes.push({
+          lanes: [lane],
+          y: y + (i * heights.way) / count,
+          height: heights.way / count - (count > 1 ? 1 : 0),
+        });
       });
       y += heights.way;
       row.bottom = y;
@@ -256,7 +275,10 @@ class Timeline {
   drawChosen(context) {
     const { box, lane, i } = this.chosen;
     if (!lane) return;
-    const [begin, end] = [Math.max(this.toX(lane.starts[i]), this.left), Math.min(this.toX(lane.ends[i]), this.left + this.width)];
+    const [begin, end] = [
+      Math.max(this.toX(lane.starts[i]), this.left),
+      Math.min(this.toX(lane.ends[i]), this.left + this.width),
+    ];
     context.strokeStyle = this.other.ink;
     context.lineWidth = 1.5;
     context.strokeRect(begin, box.y - 0.5, Math.max(end - begin, 2), box.height + 1);
@@ -281,7 +303,7 @@ class Timeline {
     }
     const context = sharp(this.overview, width, height);
     context.drawImage(this.whole, 0, 0, width, height);
-    const [begin, end] = this.view.map((time) => (Math.min(Math.max(time / this.length, 0), 1) * width));
+    const [begin, end] = this.view.map((time) => Math.min(Math.max(time / this.length, 0), 1) * width);
     context.fillStyle = this.other.card;
     context.globalAlpha = 0.45;
     context.fillRect(0, 0, begin, height);

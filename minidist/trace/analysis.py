@@ -8,8 +8,8 @@ At every moment of a training step a rank does one of four things, so that they 
     idle      it waits, and communication is not to blame, for another rank has not come so far
 
 A program waits where the trace says so (rows "W"), and in blocking operations: those in which no computing begins or
-ends; and at the end of any other one, when its last computing is done and it still is not. What it waits for may be late
-for two reasons, two of the wait states of Scalasca, and so long a wait is idle:
+ends; and at the end of any other one, when its last computing is done and it still is not. What it waits for may be
+late for two reasons, two of the wait states of Scalasca, and so long a wait is idle:
 
     late sender   the message that comes next to this rank has not been sent yet. (The next to arrive, of several that
                   it may have asked for; if it computes again before it asks, it has waited for something else.)
@@ -17,7 +17,8 @@ for two reasons, two of the wait states of Scalasca, and so long a wait is idle:
                   nobody needs everybody, and late senders tell who was late
 
 On its way is a collective that is not blocking, from its call to its end; a message that this rank has sent, until it
-is done with it or the receiver has it; and one to this rank, from when it has been sent and is wanted until it is there.
+is done with it or the receiver has it; and one to this rank, from when it has been sent and is wanted to when it is
+there.
 
 Source  Geimer, Wolf, Wylie, Ábrahám, Becker & Mohr 2010, "The Scalasca performance toolset architecture"
 """
@@ -82,7 +83,7 @@ def _of_rank(rank: Rank, parts: dict[str, Intervals]) -> Breakdown:
 
 
 def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Intervals]:
-    first, last = span_of(rank.times())
+    last = span_of(rank.times())[1]
     operations, computing = rank.operations, rank.computing
     ends = np.where(operations.end == NONE, last, operations.end)
 
@@ -104,7 +105,9 @@ def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Interva
 
     # 2. Of that, idle: what was waited for had not been sent, or not everybody had come.
     to_me = messages.receiver == rank.number
-    idle = waiting & (late | _late_senders(messages.sent[to_me], messages.posted[to_me], messages.arrived[to_me], edges))
+    idle = waiting & (
+        late | _late_senders(messages.sent[to_me], messages.posted[to_me], messages.arrived[to_me], edges)
+    )
 
     # 3. While the program runs: is something on its way?
     background &= ~message

@@ -52,7 +52,7 @@ def events(trace: Trace) -> Iterator[Event]:
 
 
 def _flows(trace: Trace) -> list[tuple[dict[int, int], dict[int, int]]]:
-    """Of each rank: the numbers of the messages that its rows "M" are the sending end of, and those of the receiving."""
+    """Of each rank: the messages' numbers, by the places of their rows in `wire`; those it sent, those it received."""
     flows: list[tuple[dict[int, int], dict[int, int]]] = [({}, {}) for _ in trace.ranks]
     messages = trace.messages
     ends = zip(messages.sender.tolist(), messages.receiver.tolist(), messages.send.tolist(), messages.receive.tolist())
@@ -105,13 +105,11 @@ def _thread(pid: int, tid: int, name: str, spans: list[Span], zero: int) -> Iter
     """Complete events. One that begins in another and outlasts it goes to the next thread: on one they must nest."""
     lanes: list[list[int]] = []  # of each thread, the ends of the spans that are open
     for start, end, what, category, arguments in sorted(spans, key=lambda span: (span[0], -span[1])):
-        for lane, ends in enumerate(lanes):
+        for ends in lanes:
             while ends and ends[-1] <= start:
                 ends.pop()
-            if not ends or end <= ends[-1]:
-                break
-        else:
-            lane = len(lanes)
+        lane = next((i for i, ends in enumerate(lanes) if not ends or end <= ends[-1]), len(lanes))
+        if lane == len(lanes):
             lanes.append([])
         lanes[lane].append(end)
         duration = max(end - start, 0) / 1000

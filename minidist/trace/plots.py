@@ -1,6 +1,6 @@
 """Pictures of a trace for papers, PNG and SVG. Needs matplotlib, the extra `plot`.
 
-    write_plots(trace, "pictures")   # curves, breakdown, traffic and step, each as .png and .svg
+write_plots(trace, "pictures")   # curves, breakdown, traffic and step, each as .png and .svg
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def draw_step(trace: Trace, axes: Any) -> bool:
         left = np.maximum(starts[inside], begin)
         widths = np.minimum(ends[inside], end) - left
         if inside.any():
-            seen[name] = axes.barh([row] * len(left), widths / 1e6, left=(left - begin) / 1e6, color=COLOURS[name], height=0.6)
+            seen[name] = axes.barh(
+                [row] * len(left), widths / 1e6, left=(left - begin) / 1e6, color=COLOURS[name], height=0.6
+            )
 
     for rank, parts in zip(trace.ranks, parts_of(trace)):
         for kind in ("forward", "backward", "recompute", "update"):
@@ -144,7 +146,9 @@ def draw_step(trace: Trace, axes: Any) -> bool:
     for i in inside if len(inside) <= MOST_ARROWS else ():
         tail = ((messages.sent[i] - begin) / 1e6, messages.sender[i])
         head = ((messages.arrived[i] - begin) / 1e6, messages.receiver[i])
-        axes.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "lw": 0.5, "color": "#23262b", "mutation_scale": 5})
+        axes.annotate(
+            "", head, tail, arrowprops={"arrowstyle": "-|>", "lw": 0.5, "color": "#23262b", "mutation_scale": 5}
+        )
     axes.set_xlim(0, (end - begin) / 1e6)
     axes.set_yticks(range(len(trace.ranks)), [f"rank {rank.number}" for rank in trace.ranks])
     axes.invert_yaxis()

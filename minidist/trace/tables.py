@@ -54,7 +54,8 @@ class Table:
 def _column(name: str, kind: Any, column: tuple[Any, ...]) -> Any:
     if kind == "Optional":
         column = tuple(NONE if item is None else item for item in column)
-    expected = {"Texts": {str}, "Reals": {int, float}}.get(kind, {int})
+    types: dict[str, set[type]] = {"Texts": {str}, "Reals": {int, float}}
+    expected = types.get(kind, {int})
     wrong = {*map(type, column)} - expected
     if wrong:
         raise ValueError(f"{name}: expected {kind.lower()}, got {', '.join(sorted(t.__name__ for t in wrong))}")
