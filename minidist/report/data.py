@@ -177,7 +177,8 @@ def _listed(words: list[str], most: int = 4) -> str:
 def layers(trace: Trace, parts: list[Breakdown]) -> list[Object]:
     """Of each layer: nanoseconds a training step of each kind of computing, in the mean over the ranks that have it.
 
-    A rank without steps (a server) has as many as those that train. What is outside of layers comes last.
+    A rank without steps (a server) has as many as those that train. In the order in which layers were first computed;
+    what is outside of layers comes last.
     """
     steps = max([1, *(len(part.step) for part in parts)])
     found: dict[str, Object] = {}
@@ -185,7 +186,11 @@ def layers(trace: Trace, parts: list[Breakdown]) -> list[Object]:
         per_step = [spent / (len(part.step) or steps) for spent, part in zip(times, parts) if spent]
         if per_step:
             found.setdefault(layer, {"layer": layer, "kinds": {}})["kinds"][kind] = float(np.mean(per_step))
-    return sorted(found.values(), key=lambda one: not one["layer"])
+    first: dict[str, int] = {}
+    for rank in trace.ranks:
+        for layer, start in zip(rank.computing.layer, rank.computing.start.tolist()):
+            first[layer] = min(start, first.get(layer, start))
+    return sorted(found.values(), key=lambda one: (not one["layer"], first[one["layer"]]))
 
 
 def staleness(trace: Trace) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ def pipeline(trace: Trace) -> Object | None:
     """
     schedule = trace.header.get("schedule")
     stages = _stages(trace, schedule)
-    if not schedule or not stages:
+    if not schedule or len(stages) < 2:
         return None
     steps = min(len(rank.steps) for rank in stages)
     if not steps:

@@ -158,17 +158,35 @@ function showLayers({ layers }) {
     kinds.map((kind) => [kind, kind]),
   );
   const total = ({ kinds: times }) => sum(Object.values(times));
-  const most = Math.max(...layers.map(total));
-  for (const layer of layers) {
-    const name = /^\d/.test(layer.layer) ? `layer ${layer.layer}` : layer.layer || "outside of layers";
-    barRow(section.querySelector(".bars"), {
-      name,
-      pieces: kinds.map((kind) => ({ name: kind, value: layer.kinds[kind] ?? 0, colour: kind })),
-      most,
-      amount: inTime(total(layer)),
-      inWords: inTime,
-      label: `${name}: ${kinds.map((kind) => `${kind} ${inTime(layer.kinds[kind] ?? 0)}`).join(", ")}`,
-    });
+  const bars = (host, rows) => {
+    const most = Math.max(...rows.map(total));
+    for (const row of rows) {
+      const name = /^\d/.test(row.layer) ? `layer ${row.layer}` : row.layer || "outside of layers";
+      barRow(host, {
+        name,
+        pieces: kinds.map((kind) => ({ name: kind, value: row.kinds[kind] ?? 0, colour: kind })),
+        most,
+        amount: inTime(total(row)),
+        inWords: inTime,
+        label: `${name}: ${kinds.map((kind) => `${kind} ${inTime(row.kinds[kind] ?? 0)}`).join(", ")}`,
+      });
+    }
+  };
+  // Of many, first the layers that they are parts of: block1 of block1.attention.
+  const [whole, all] = section.querySelectorAll(".bars");
+  const details = all.closest("details");
+  const outer = new Map();
+  for (const { layer, kinds: times } of layers) {
+    const name = layer.split(".")[0];
+    if (!outer.has(name)) outer.set(name, { layer: name, kinds: {} });
+    const sums = outer.get(name).kinds;
+    for (const [kind, time] of Object.entries(times)) sums[kind] = (sums[kind] ?? 0) + time;
+  }
+  details.hidden = layers.length <= 14 || outer.size === layers.length;
+  bars(whole, details.hidden ? layers : [...outer.values()]);
+  if (!details.hidden) {
+    details.querySelector("summary").textContent = `All ${layers.length} layers`;
+    bars(all, layers);
   }
 }
 
@@ -244,9 +262,10 @@ function showPipeline({ pipeline }) {
   if (!pipeline) return;
   const section = shown("pipeline");
   const { name, step, ranks, played, ideal, idle, ideal_idle: least, formula } = pipeline;
+  const compared = `, ideally ${inShare(least)} would have, and by the formula for equal stages ${inShare(formula)}`;
   section.querySelector(".lead").textContent =
     `${name}, training step ${step}, the one of median length. Of all ranks’ time ${inShare(idle)} passed ` +
-    `without work${ideal ? `; ideally ${inShare(least)} would, by the formula for equal stages ${inShare(formula)}` : ""}.`;
+    `without work${ideal ? compared : ""}.`;
   const colour = { Forward: "forward", Backward: "backward", BackwardInput: "backward", BackwardWeight: "update" };
   const letter = { Forward: "f", Backward: "B", BackwardInput: "B", BackwardWeight: "W" };
   const splits = played.flat().some(([kind]) => kind === "BackwardWeight");

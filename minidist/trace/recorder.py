@@ -103,7 +103,7 @@ class Recorder(Listener, Watcher):
             "virtual": comm.virtual,
             "device": device,
             "started": time.time(),
-            "program": " ".join([Path(sys.argv[0]).stem, *sys.argv[1:]]) if program is None else program,
+            "program": " ".join([_name(Path(sys.argv[0])), *sys.argv[1:]]) if program is None else program,
             "schedule": None,
         }
         self._rows: list[str | Row] = []
@@ -315,6 +315,11 @@ class Recorder(Listener, Watcher):
 
 # What is put into words only when it is written: the kind of row, its fields, and its times in seconds.
 Row = tuple[str, tuple[str | int, ...], tuple[float | None, ...]]
+
+def _name(program: Path) -> str:
+    """ "mnist" of examples/mnist.py, "gpt" of examples/gpt/__main__.py"""
+    return program.parent.name if program.stem == "__main__" else program.stem
+
 
 quoted = cache(json.dumps)
 
