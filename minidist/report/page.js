@@ -23,6 +23,12 @@ async function open() {
   const packed = document.getElementById("data");
   const data = await unpacked(packed.textContent);
   packed.remove(); // it is not needed twice
+  if (data.ranks.length > 12) {
+    document.body.classList.add("many");
+    for (const list of document.querySelectorAll("#breakdown .bars, #memory .bars")) {
+      decorate(list, { tabindex: 0, role: "region", "aria-label": "A row for each rank" }); // to be scrolled by keys
+    }
+  }
   const sections = [
     showFacts,
     showNumbers,
