@@ -240,7 +240,7 @@ def test_a_tooltip_tells_what_is_under_the_pointer_and_under_the_keys(shown: Ope
     until(tip.is_displayed)
     length = (computing.end[i] - computing.start[i]) / 1e3
     assert tip.text.splitlines()[:2] == ["forward 0", "D.3(3) train"]
-    assert f"rank 0, from {begin / 1e6:.3g} ms, for {length:.0f} µs" in tip.text
+    assert f"rank 0, from {begin / 1e6:.1f} ms, for {length:.0f} µs" in tip.text
     box = script(driver, "return arguments[0].getBoundingClientRect().toJSON()", tip)
     assert box["left"] >= 0 and box["right"] <= WIDE
 

@@ -156,9 +156,9 @@ def test_a_folder_without_a_trace_and_a_missing_rank_are_told(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"no trace: there is no rank-0000\.jsonl"):
         read(tmp_path)
     cases.write(tmp_path, [[], [], []])
-    (tmp_path / "rank-0002.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"rank-0002\.jsonl is missing, of 3 ranks"):
-        read(tmp_path)
     (tmp_path / "rank-0001.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"rank-0001\.jsonl:1: no trace"):
+        read(tmp_path)
+    (tmp_path / "rank-0002.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"rank-0002\.jsonl is missing, of 3 ranks"):
         read(tmp_path)

@@ -34,32 +34,38 @@ function above(numbers, limit) {
 }
 
 /**
- * Draw a lane's items between from and to (times) into a box. Items wider than two pixels are drawn as they are; of
- * the others every column of pixels shows how much of it each colour covers, so that nothing short is lost.
+ * Draw the items of lanes that share a box, between from and to (times), the later lanes over the earlier. Items wider
+ * than two pixels are drawn as they are; of the others every column of pixels shows how much of it each colour covers,
+ * so that nothing short is lost.
  */
-function drawLane(context, lane, { x, y, width, height, from, to, colours, texts, ink }) {
+function drawLanes(context, lanes, { x, y, width, height, from, to, colours, texts, ink }) {
   const scale = width / (to - from);
   const cover = new Map(); // colour: share of each column
-  const wide = []; // items that have room for a text
-  for (let i = above(lane.reach, from); i < lane.starts.length && lane.starts[i] < to; i += 1) {
-    const begin = Math.max((lane.starts[i] - from) * scale, 0);
-    const end = Math.min((lane.ends[i] - from) * scale, width);
-    const colour = lane.palette[lane.colours[i]];
-    if (end - begin >= 2) {
-      context.fillStyle = colours[colour];
-      context.fillRect(x + begin, y, end - begin - (end - begin > 4 ? 0.75 : 0), height);
-      if (texts && end - begin > 26) wide.push(i);
-    } else {
-      if (!cover.has(colour)) cover.set(colour, new Float32Array(Math.ceil(width) + 1));
-      cover.get(colour)[Math.floor(begin)] += Math.max(end - begin, 0.02);
+  for (const lane of lanes) {
+    const wide = []; // items that have room for a text
+    for (let i = above(lane.reach, from); i < lane.starts.length && lane.starts[i] < to; i += 1) {
+      const begin = Math.max((lane.starts[i] - from) * scale, 0);
+      const end = Math.min((lane.ends[i] - from) * scale, width);
+      const colour = lane.palette[lane.colours[i]];
+      if (end - begin >= 2) {
+        context.fillStyle = colours[colour];
+        context.fillRect(x + begin, y, end - begin - (end - begin > 4 ? 0.75 : 0), height);
+        if (texts && end - begin > 26) wide.push(i);
+      } else {
+        if (!cover.has(colour)) cover.set(colour, new Float32Array(Math.ceil(width) + 1));
+        const shares = cover.get(colour);
+        for (let column = Math.floor(begin); column <= end; column += 1) {
+          shares[column] += Math.max(Math.min(end, column + 1) - Math.max(begin, column), 0.02);
+        }
+      }
+    }
+    for (const i of wide) {
+      const [begin, end] = roomForText(lane, i, Math.max(lane.starts[i], from), Math.min(lane.ends[i], to), 40 / scale);
+      const place = [x + (begin - from) * scale + 4, y, (end - begin) * scale - 8, height];
+      write(context, lane.text(i), ...place, ink[lane.palette[lane.colours[i]]]);
     }
   }
   drawCover(context, cover, x, y, height, colours);
-  for (const i of wide) {
-    const [begin, end] = roomForText(lane, i, Math.max(lane.starts[i], from), Math.min(lane.ends[i], to), 40 / scale);
-    const place = [x + (begin - from) * scale + 4, y, (end - begin) * scale - 8, height];
-    write(context, lane.text(i), ...place, ink[lane.palette[lane.colours[i]]]);
-  }
 }
 
 /** The first part of an item that no item inside of it covers, and that is not too short. */

@@ -124,15 +124,16 @@ Object.assign(Timeline.prototype, {
     );
     if (mark) {
       const [rank, at, label, words] = mark;
-      this.tell([`${label} ${words}`, `rank ${this.ranks[rank]}, at ${inTime(at)}`], x, y);
+      this.tell([`${label} ${words}`, `rank ${this.ranks[rank]}, at ${inPlace(at, to - from)}`], x, y);
       return;
     }
     const message = this.messageAt(x, y);
     if (message >= 0) {
       const { sent, lengths, codes, table } = this.messages;
       const [sender, receiver, group, tag, nbytes] = table[codes[message]];
-      const words = `${inBytes(nbytes)}, ${inTime(lengths[message])} on its way, sent at ${inTime(sent[message])}`;
-      this.tell([`message from rank ${sender} to rank ${receiver}`, words, `group ${group}, tag ${tag}`], x, y);
+      const words = `${inBytes(nbytes)}, ${inTime(lengths[message])} on its way`;
+      const when = `sent at ${inPlace(sent[message], to - from)}, group ${group}, tag ${tag}`;
+      this.tell([`message from rank ${sender} to rank ${receiver}`, words, when], x, y);
       return;
     }
     for (const lanes of this.boxes) {
@@ -167,7 +168,8 @@ Object.assign(Timeline.prototype, {
     const { lane, i } = chosen;
     this.chosen = chosen;
     const rank = this.ranks[lane.rank] ?? lane.rank;
-    const when = `rank ${rank}, from ${inTime(lane.starts[i])}, for ${inTime(lane.ends[i] - lane.starts[i])}`;
+    const from = inPlace(lane.starts[i], this.view[1] - this.view[0]);
+    const when = `rank ${rank}, from ${from}, for ${inTime(lane.ends[i] - lane.starts[i])}`;
     this.draw();
     this.tell([...lane.what(i), when], x, y);
   },

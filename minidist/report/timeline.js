@@ -155,9 +155,7 @@ class Timeline {
       context.textBaseline = "middle";
       const [from, to] = this.view;
       const texts = box.height >= 11;
-      for (const lane of box.lanes) {
-        drawLane(context, lane, { ...box, from, to, colours: this.colours, texts, ink: this.ink });
-      }
+      drawLanes(context, box.lanes, { ...box, from, to, colours: this.colours, texts, ink: this.ink });
     }
     this.drawNames(context, width);
     this.arrows = this.drawMessages(context);
@@ -165,7 +163,7 @@ class Timeline {
     if (this.chosen) this.drawChosen(context);
     this.drawOverview();
     const [from, to] = this.view;
-    const words = `${inTime(to - from)} in sight, from ${inTime(Math.max(from, 0))}`;
+    const words = `${inTime(to - from)} in sight, from ${inPlace(Math.max(from, 0), to - from)}`;
     document.getElementById("window").textContent = words;
     Object.assign(this.canvas.dataset, { from: Math.round(from), to: Math.round(to), arrows: this.arrows });
   }
@@ -202,9 +200,10 @@ class Timeline {
       if (x - half > this.left - 4 && x + half < this.left + this.width) context.fillText(words, x, 26);
     }
     const { starts, lengths, numbers } = this.leader;
-    const every = Math.ceil(((above(starts, to) - above(starts, from)) * 60) / this.width) || 1;
+    const seen = above(starts, to) - above(starts, from);
+    const every = seen * 60 > this.width ? ticks(0, seen, this.width / 60)[1] : 1;
     for (let i = Math.max(above(starts, from) - 1, 0); i < starts.length && starts[i] < to; i += 1) {
-      if (i % every) continue;
+      if (numbers[i] % every) continue;
       const [begin, end] = [Math.max(this.toX(starts[i]), this.left), this.toX(starts[i] + lengths[i])];
       context.fillStyle = this.other.line;
       context.fillRect(begin, 2, 1, 14);
@@ -298,7 +297,7 @@ class Timeline {
         const box = { x: 0, y: i * tall, width, height: Math.max(tall - 1, 0.5), from: 0, to: this.length };
         context.fillStyle = this.other.faint;
         context.fillRect(0, box.y, width, box.height);
-        for (const lane of [computing, exposed, idle]) drawLane(context, lane, { ...box, colours: this.colours });
+        drawLanes(context, [computing, exposed, idle], { ...box, colours: this.colours });
       });
     }
     const context = sharp(this.overview, width, height);
