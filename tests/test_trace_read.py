@@ -157,7 +157,7 @@ def test_a_folder_without_a_trace_and_a_missing_rank_are_told(tmp_path: Path) ->
         read(tmp_path)
     cases.write(tmp_path, [[], [], []])
     (tmp_path / "rank-0001.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"rank-0001\.jsonl:1: no trace"):
+    with pytest.raises(ValueError, match=r"rank-0001\.jsonl:1: the file is empty"):
         read(tmp_path)
     (tmp_path / "rank-0002.jsonl").unlink()
     with pytest.raises(ValueError, match=r"rank-0002\.jsonl is missing, of 3 ranks"):

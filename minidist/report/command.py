@@ -37,6 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.plots:
         from ..trace.plots import write_plots
 
-        written += write_plots(trace, args.plots)
+        try:
+            written += write_plots(trace, args.plots)
+        except ImportError as error:
+            raise SystemExit(
+                f'minidist report: --plots needs matplotlib: pip install "minidist[plot]" ({error})'
+            ) from None
     for path in written:
         print(f"{path}   {path.stat().st_size / 1e6:.2f} MB")

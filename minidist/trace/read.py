@@ -72,6 +72,8 @@ def _header(path: Path, number: int, size: int | None) -> dict[str, Any]:
     """A file's first line, checked."""
     with path.open("rb") as file:
         line = file.readline()
+    if not line:
+        raise ValueError(f"{path}:1: the file is empty: was the rank killed before it wrote anything?")
     try:
         header = json.loads(line)
     except ValueError:
