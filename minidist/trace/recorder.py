@@ -316,6 +316,7 @@ class Recorder(Listener, Watcher):
 # What is put into words only when it is written: the kind of row, its fields, and its times in seconds.
 Row = tuple[str, tuple[str | int, ...], tuple[float | None, ...]]
 
+
 def _name(program: Path) -> str:
     """ "mnist" of examples/mnist.py, "gpt" of examples/gpt/__main__.py"""
     return program.parent.name if program.stem == "__main__" else program.stem
