@@ -29,11 +29,18 @@ def _report(argv: list[str]) -> None:
     main(argv)
 
 
+def _doctor(argv: list[str]) -> None:
+    from minidist.doctor import main
+
+    main(argv)
+
+
 # name: (what it does, in a line; and what is called with the rest)
 COMMANDS: dict[str, tuple[str, Command]] = {
     "steps": ("the document's numbered steps, and the lines that do them", _steps),
     "watch": ("step through a collective, a pipeline schedule or a parameter server; or draw it moving", _watch),
     "report": ("a traced run as a page to look at, and as files for other programs", _report),
+    "doctor": ("whether this machine is ready, with a remedy for what is wrong", _doctor),
 }
 
 
