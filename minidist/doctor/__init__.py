@@ -25,7 +25,7 @@ def examine(deadline: float = 30.0) -> list[Finding]:
         guarded("NumPy", machine.numpy),
         guarded("cores", machine.cores),
         guarded("memory", machine.memory),
-        guarded("shared memory", machine.shared_memory),
+        of_shared := guarded("shared memory", machine.shared_memory),
         guarded("MNIST", machine.mnist),
     ]
     of_library, loaded = mpi.library(deadline)
@@ -49,8 +49,9 @@ def examine(deadline: float = 30.0) -> list[Finding]:
     if launcher is not None and loaded is not None and not asleep:
         of_ring, answer = mpi.ring(launcher, loaded, deadline)
         findings.append(of_ring)
-        if of_match is not None and of_ring.level == of_match.level == "problem":
-            of_ring.remedy = of_match.remedy
+        for cause in (of_shared, of_match):
+            if cause is not None and of_ring.level == cause.level == "problem":
+                of_ring.remedy = cause.remedy
 
     of_gpu, usable = gpu.gpus(deadline)
     findings.append(of_gpu)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -42,7 +43,7 @@ class Answer:
         lines = [line.strip() for line in (self.out + "\n" + self.err).splitlines()]
         lines = [line for line in lines if any(letter.isalpha() for letter in line)] or ["it wrote nothing"]
         ours = [line for line in lines if line.startswith("mpirun started")]  # comm/world.py
-        errors = [line for line in lines if "rror" in line]  # the last of a traceback says which
+        errors = [line for line in lines if re.search(r"(?i)error\b", line)]  # the last of a traceback says which
         return (ours or errors[-1:] or lines)[0][:300]
 
 

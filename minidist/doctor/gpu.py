@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .asking import Answer, ask, inside, pip, shell, with_minidist
 from .finding import Finding, ok, problem, warning
 
-PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-5-0")
+PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x")
 CUPY_DEADLINE = 60.0  # seconds: on a machine's first day CuPy compiles
 
 
@@ -74,22 +74,25 @@ def gpus(deadline: float) -> tuple[Finding, bool]:
         names = [name for name, _ in packages]
         remove = shell(sys.executable, "-m", "pip", "uninstall", "--yes", *names)
         return problem(about, text, f"{remove} && {pip(fitting(driver))}"), False
-    if not cards:
+    if not cards and not packages:
         what = "no NVIDIA driver here" if driver is None else "a driver, but no GPU"
-        return ok(about, f"{what}{f' ({has} is not of use)' if has else ''}: everything runs on the CPU"), False
-    there = f"{len(cards)} × {cards[0]}; driver {driver.version}" if driver else ""
+        return ok(about, f"{what}: everything runs on the CPU"), False
+    there = f"{len(cards)} × {cards[0]}, driver {driver.version}" if driver and cards else "nvidia-smi shows no GPU"
     if not packages:
         return warning(about, f"{there}; CuPy is not installed, so the CPU is used", pip(fitting(driver))), False
     answer = ask(inside("gpu"), max(deadline, CUPY_DEADLINE), with_minidist())
     found = answer.json() or {"error": answer.last_words()}
     if answer.status is None:
         return problem(about, f"{there}; {has} did not answer in time", "nvidia-smi"), False
+    if "error" in found and not cards:
+        return ok(about, f"{there}, so {has} is of no use: everything runs on the CPU"), False
     if "error" in found:
-        other = pip("--force-reinstall", fitting(driver))
-        return problem(about, f"{there}; {has} cannot use it: {found['error']}", other), False
+        remove = shell(sys.executable, "-m", "pip", "uninstall", "--yes", packages[0][0])
+        text = f"{there}; {has} cannot use it: {found['error']}"
+        return problem(about, text, f"{remove} && {pip(fitting(driver))}"), False
     if not found["right"]:
         return problem(about, f"{there}; {has}: a product of two matrices is wrong", "nvidia-smi -q -d ECC"), False
-    return ok(about, f"{there}; {has} sees {found['count']}"), True
+    return ok(about, f"{there}; {has} can use {found['count']}"), True
 
 
 def cuda_aware(ring: Answer | None) -> Finding:

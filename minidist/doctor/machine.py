@@ -119,20 +119,18 @@ def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
             os.close(file)
     except OSError as error:
         if whole and free < MB:
-            return problem(about, f"{text}: it is full; what lies there is", f"ls -lS {folder}")
+            return problem(about, f"{text}: it is full, maybe of what killed runs left", f"ls -lS {folder}")
         return problem(about, f"{text}, but it cannot be written: {error.strerror or error}", f"chmod 1777 {folder}")
     if whole < ENOUGH_SHARED:
         return warning(about, f"{text}: MPI or large arrays of several ranks may not fit", more)
     if free < ENOUGH_SHARED // 2:
-        return warning(about, f"{text}: what runs that were killed left behind is", f"ls -lS {folder}")
+        return warning(about, f"{text}: almost full, maybe of what killed runs left", f"ls -lS {folder}")
     return ok(about, text)
 
 
 def mnist(folder: Path = FOLDER) -> Finding:
     """MNIST's four files, by the check sums that stand in the note beside them."""
-    mend = f"git -C {HOME} checkout -- {folder.relative_to(HOME)}" if (HOME / ".git").exists() else ""
-    mend = mend if folder.is_relative_to(HOME) else ""
-    mend = mend or pip("--force-reinstall", "--no-deps", "minidist")
+    mend = mend_mnist(folder)
     note = (folder / "README.md").read_text("utf-8") if (folder / "README.md").exists() else ""
     rows = re.findall(r"\| (\S+)\.gz \| (\w{64}) \| (\w{64}) \|", note)
     if len(rows) != 4:
@@ -148,6 +146,13 @@ def mnist(folder: Path = FOLDER) -> Finding:
             return problem("MNIST", f"{found[0]} is damaged: its {len(content):,} bytes have another check sum", mend)
         total += len(content)
     return ok("MNIST", f"four files in {folder}, {size(total)}, check sums right")
+
+
+def mend_mnist(folder: Path) -> str:
+    """The command that brings the files back: from the repository where this is one, else with the package."""
+    if folder.is_relative_to(HOME) and (HOME / ".git").exists():
+        return f"git -C {HOME} checkout -- {folder.relative_to(HOME)}"
+    return pip("--force-reinstall", "--no-deps", "minidist")
 
 
 # -- what the system says -----------------------------------------------------------------------------------------

@@ -253,8 +253,11 @@ def ring(found: Launcher, loaded: Library | None, deadline: float, question: str
     about = "ring" if question == "ring" else "GPU ring"
     command = [*start(found, loaded), *inside(question)]
     env = {**with_minidist(), "MINIDIST_TIMEOUT": str(max(1.0, deadline * 0.8))}
-    answer = ask(command, deadline, env)
     by_hand = shell(found.command, *command[1:])
+    try:
+        answer = ask(command, deadline, env)
+    except OSError as error:
+        answer = Answer(1, "", f"cannot be started: {error}")
     if answer.status is None:
         return problem(about, f"2 ranks were not over after {deadline:g} s, and were ended", hanging(found)), answer
     done = answer.json()
