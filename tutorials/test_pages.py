@@ -145,6 +145,10 @@ def test_a_page_runs_top_to_bottom(page: str, tmp_path: Path) -> None:
         (copy / folder).mkdir(parents=True)
     notebook = jupytext.reads(text_of(page), fmt="md")
     execute(notebook, (copy / page).parent)
+    if folder := os.environ.get("TUTORIALS_OUTPUTS"):  # for the site: what the cells have printed
+        ran = Path(folder, f"{page}.ipynb")
+        ran.parent.mkdir(parents=True, exist_ok=True)
+        ran.write_text(jupytext.writes(notebook, fmt="ipynb"), "utf-8")
 
     assert len(exercises(code_cells(notebook))) >= 2, "a page has two exercises at least"
     shown = pictures(text_of(page))

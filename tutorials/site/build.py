@@ -2,7 +2,7 @@
 
     python tutorials/site/build.py OUTPUT                  runs the pages, those that have changed since the last time
     python tutorials/site/build.py OUTPUT --no-run         shows their code only
-    python tutorials/site/build.py OUTPUT --outputs DIR    shows what a run of `pytest tutorials` has left in DIR
+    python tutorials/site/build.py OUTPUT --outputs DIR    shows what TUTORIALS_OUTPUTS=DIR pytest tutorials has left
 
 Works offline. Warnings are errors; every link within the site is checked. Needs the extras tutorials and site.
 """
@@ -183,13 +183,11 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"{output} is there, and holds no site")
         shutil.rmtree(output)  # what is left of an earlier one would be linked
     status = build(output, not args.no_run, args.outputs and args.outputs.resolve(), args.cache.resolve())
-    if status:
-        sys.exit(status)
     wrong = links.broken(output)
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     pages = sum(1 for _ in output.rglob("*.html"))
     print(f"{pages} pages in {time.perf_counter() - start:.0f} s, {len(wrong)} broken links: {output / 'index.html'}")
-    sys.exit(bool(wrong))
+    sys.exit(status or bool(wrong))
 
 
 if __name__ == "__main__":
