@@ -250,8 +250,8 @@ class Recorder(Listener, Watcher):
             if now - self._weighed > PAUSE and not self.header["virtual"] and (used := memory_in_use()) is not None:
                 self._weighed = now
                 self.value("memory process", used)
-        if len(self._rows) + len(self._entries) + len(self._messages) > ROOM:
-            self._flush(last=False)
+        if self._step == 1 or len(self._rows) + len(self._entries) + len(self._messages) > ROOM:
+            self._flush(last=False)  # after the first step too: a rank that is killed early has told something
 
     # -- the file -----------------------------------------------------------------------------------------------------
 
@@ -302,6 +302,7 @@ class Recorder(Listener, Watcher):
                 continue
             self._row(f'"M","{direction}",{self._group(group)},{peer},{tag},{nbytes},{ns(start)},{ns(end)}')
         self.file.writelines(row if isinstance(row, str) else in_json(*row) for row in self._rows)
+        self.file.flush()
         self._rows.clear()
 
     def _group(self, group: Communicator) -> str:
