@@ -92,6 +92,16 @@ def test_hidden(tmp_path: Path) -> None:
     assert parts(tmp_path, rank, rank) == [(50, 40, 10, 0)] * 2
 
 
+def test_what_outlasts_its_step_does_not_block(tmp_path: Path) -> None:
+    # Begun by a hook at 20, in a step that is over at once; and done at 40, while the same layer's backward goes on.
+    begun = ["O", 1, "all_reduce ring", "0", None, 8, "float32", 0, "D.3(4) average, bucket 1", 20, 40]
+    step = ["L", "D.3(4) average, bucket 1", 0, 20, 20]
+    rank = [*computes((20, 100)), begun, step, STEP]
+    assert parts(tmp_path / "outlasts", rank, rank) == [(80, 20, 0, 0)] * 2
+    rank[2] = ["L", "D.3(4) average, bucket 1", 0, 20, 40]
+    assert parts(tmp_path / "blocks", rank, rank) == [(80, 0, 20, 0)] * 2
+
+
 def test_a_message_inside_of_computing_is_hidden_and_a_collective_there_is_not(tmp_path: Path) -> None:
     send = [
         *computes((0, 100)),

@@ -78,7 +78,8 @@ class Averaging:
             bucket.expect(reached)
         if self.syncing and self._several:
             plan = bytes(p in reached for bucket in self.buckets for p in bucket.part.flat.parameters)
-            self._telling = self._exchange([self._here(), zlib.crc32(plan)], background=True)
+            with self.comm.step("D.3(4) average gradients"):
+                self._telling = self._exchange([self._here(), zlib.crc32(plan)], background=True)
             if self.layers is not None:
                 self._agree()
                 if not self._alike:  # ranks will ask for other layers: have all of them

@@ -8,8 +8,9 @@ At every moment of a training step a rank does one of four things, so that they 
     idle      it waits, and communication is not to blame, for another rank has not come so far
 
 A program waits where the trace says so (rows "W"), and in blocking operations: those in which no computing begins or
-ends; and at the end of any other one, when its last computing is done and it still is not. What it waits for may be
-late for two reasons, two of the wait states of Scalasca, and so long a wait is idle:
+ends; and at the end of any other one, when its last computing is done and it still is not. (What outlasts the step in
+which it was called, as a bucket's all-reduce does, doesn't block, whatever lies in it.) What it waits for may be late
+for two reasons, two of the wait states of Scalasca, and so long a wait is idle:
 
     late sender   the message that comes next to this rank has not been sent yet. (The next to arrive, of several that
                   it may have asked for; if it computes again before it asks, it has waited for something else.)
@@ -25,6 +26,7 @@ Source  Geimer, Wolf, Wylie, Ábrahám, Becker & Mohr 2010, "The Scalasca perfor
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ import numpy as np
 from .intervals import Intervals
 from .tables import MESSAGES, NONE, Messages, Rank, Trace, span_of
 
+NEVER = 2**63
 PARTS = ("compute", "hidden", "exposed", "idle")
 
 
@@ -91,9 +94,9 @@ def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Interva
     #    one, after the last such edge. (Messages inside of computing don't: that is there to hide them.)
     edges = np.sort(np.concatenate([computing.start, computing.end]))
     before_end = np.searchsorted(edges, ends, "left")
-    background = before_end > np.searchsorted(edges, operations.start, "right")
+    background = (before_end > np.searchsorted(edges, operations.start, "right")) | _outlasts_its_step(rank, ends)
     last_edge = edges[np.maximum(before_end - 1, 0)] if len(edges) else operations.start
-    alone = np.where(background, last_edge, operations.start)
+    alone = np.where(background, np.maximum(last_edge, operations.start), operations.start)
     message = np.array([kind in MESSAGES for kind in operations.kind], bool)
     whole = ~background & ~message
     computes = Intervals(computing.start, computing.end)
@@ -118,6 +121,18 @@ def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Interva
         | Intervals(np.maximum(messages.sent, messages.posted)[to_me], messages.arrived[to_me])
     )
     return {"hidden": going - waiting, "exposed": waiting - idle, "idle": idle}
+
+
+def _outlasts_its_step(rank: Rank, ends: np.ndarray) -> np.ndarray:
+    """For each operation whether the numbered step in which it was called was over before it was."""
+    steps: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for label, _, start, end in sorted(rank.labels, key=lambda row: row[2]):
+        steps[label].append((start, end))
+    found = np.zeros(len(ends), bool)
+    for i, (label, start) in enumerate(zip(rank.operations.label, rank.operations.start.tolist())):
+        last = bisect_right(steps[label], (start, NEVER)) - 1 if label in steps else -1
+        found[i] = last >= 0 and start <= steps[label][last][1] < ends[i]
+    return found
 
 
 def _late_senders(sent: np.ndarray, posted: np.ndarray, arrived: np.ndarray, edges: np.ndarray) -> Intervals:
