@@ -86,7 +86,7 @@ def _of_rank(rank: Rank, parts: dict[str, Intervals]) -> Breakdown:
 
 
 def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Intervals]:
-    last = span_of(rank.times())[1]
+    first, last = span_of(rank.times())
     operations, computing = rank.operations, rank.computing
     ends = np.where(operations.end == NONE, last, operations.end)
 
@@ -120,6 +120,7 @@ def _parts(rank: Rank, late: Intervals, messages: Messages) -> dict[str, Interva
         | Intervals(messages.sent[from_me], np.minimum(messages.sent_end, messages.arrived)[from_me])
         | Intervals(np.maximum(messages.sent, messages.posted)[to_me], messages.arrived[to_me])
     )
+    going &= Intervals([first], [last])  # what this rank has sent may arrive when it has no more to tell
     return {"hidden": going - waiting, "exposed": waiting - idle, "idle": idle}
 
 
