@@ -267,10 +267,8 @@ class Communicator(ABC):
             for listener in record.listeners:
                 listener.step_ended(label)
 
-    def _tell(self, direction: str, peer: int, tag: int, array: Array) -> Message | None:
+    def _tell(self, direction: str, peer: int, tag: int, array: Array) -> Message:
         """Whoever listens to the record, of a message that is about to be started."""
-        if not self.record.listeners:
-            return None
         return self.record.message(direction, self, self.members[peer], tag, array.nbytes)
 
     def mark(self, label: str, words: str) -> None:

@@ -166,7 +166,7 @@ class MpiCommunicator(Communicator):
     def _isend(self, array: Array, dest: int, tag: int) -> Request:
         self.record.sent_bytes += array.nbytes
         self.record.sent_messages += 1
-        told = self._tell("s", dest, tag, array)
+        told = self._tell("s", dest, tag, array) if self.record.listeners else None
         if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
             return MpiRequest(self, self.mpi.Isend((array, BYTE), dest, tag), array, dest, tag, False, told)
         buffer, staged = _memory(array)
@@ -176,7 +176,7 @@ class MpiCommunicator(Communicator):
         return LongRequest(self, pieces, array, None, dest, tag, False, told)
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
-        told = self._tell("r", source, tag, array)
+        told = self._tell("r", source, tag, array) if self.record.listeners else None
         if type(array) is np.ndarray and array.dtype.char in PLAIN and array.nbytes <= PIECE:
             return MpiRequest(self, self.mpi.Irecv((array, BYTE), source, tag), array, source, tag, True, told)
         buffer, staged = _memory(array)

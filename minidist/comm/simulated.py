@@ -167,7 +167,7 @@ class SimulatedCommunicator(Communicator):
             self.mailboxes.faults.before_send(self.me, self.mailboxes.messages_sent[self.world_rank] + 1)
         self.record.sent_bytes += array.nbytes
         self.record.sent_messages += 1
-        told = self._tell("s", dest, tag, array)
+        told = self._tell("s", dest, tag, array) if self.record.listeners else None
         request = self.mailboxes.post_send(self, array, dest, tag)
         request.message = told
         self.scheduler.pause(self.me)
@@ -175,7 +175,7 @@ class SimulatedCommunicator(Communicator):
 
     def _irecv(self, array: Array, source: int, tag: int) -> Request:
         self.scheduler.check_running(self.me)
-        told = self._tell("r", source, tag, array)
+        told = self._tell("r", source, tag, array) if self.record.listeners else None
         request = self.mailboxes.post_receive(self, array, source, tag)
         request.message = told
         return request

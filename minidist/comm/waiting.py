@@ -66,23 +66,21 @@ class PolledRequest(Request):
     comm: Any
 
     def wait(self, timeout: float | None = None) -> None:
-        comm = self.comm
-        began = comm.clock() if comm.record.listeners and not self._poll() else None
+        poll, comm = self._poll, self.comm
+        if poll():
+            return
+        began = comm.clock() if comm.record.listeners else None
         try:
-            self._wait(timeout)
+            if not comm.in_flight:  # most are done soon: for them the preparations of a long wait cost too much
+                for _ in range(FIRST_TURNS):
+                    for _ in range(FIRST_TESTS):
+                        if poll():
+                            return
+                    give_way()
+            self.wait_long(timeout)
         finally:
             if began is not None:
                 comm.record.waited(began)
-
-    def _wait(self, timeout: float | None) -> None:
-        poll = self._poll
-        if not self.comm.in_flight:  # most are done soon: for them the preparations of a long wait cost too much
-            for _ in range(FIRST_TURNS):
-                for _ in range(FIRST_TESTS):
-                    if poll():
-                        return
-                give_way()
-        self.wait_long(timeout)
 
     @abstractmethod
     def peers(self) -> list[int]:
