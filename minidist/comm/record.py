@@ -16,7 +16,8 @@ Who wants to see more than the last operations, as it happens, is a `Listener`: 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .where import shortened
@@ -131,6 +132,15 @@ class FlightRecord:
         entry[END] = self.clock()
         for listener in self.listeners:
             listener.ended(entry)
+
+    @contextmanager
+    def heard_by(self, listener: Listener) -> Iterator[None]:
+        """In here `listener` too is told what the rank does."""
+        self.listeners = (*self.listeners, listener)
+        try:
+            yield
+        finally:
+            self.listeners = tuple(one for one in self.listeners if one is not listener)
 
     def message(self, direction: str, group: Communicator, peer: int, tag: int, nbytes: int) -> Message:
         """Tell of a message that is about to be started; whoever finishes it fills in its end."""

@@ -158,8 +158,9 @@ def fit(
         loaders = [cut(rank=micro, size=args.reproducible) for micro in mine]
     else:
         loaders = [cut(rank=comm.rank, size=comm.size, hosts=comm.hosts())]
-    share = sum(len(indices) for loader in loaders for indices in loader.shares(epoch=0))
-    comm.mark("D.1", f"{args.partition}: {share:,} of {len(train[0]):,} images an epoch are this rank's")
+    if comm.record.listeners:  # dealing a whole epoch takes a moment
+        share = sum(len(indices) for loader in loaders for indices in loader.shares(epoch=0))
+        comm.mark("D.1", f"{args.partition}: {share:,} of {len(train[0]):,} images an epoch are this rank's")
     comm.mark("D.3(2)", f"{len(loaders[0]):,} batches of {args.batch_size} images, each dealt over the ranks")
     if args.partition_picture and comm.rank == 0:
         draw_partitions({args.partition: loaders[0].histogram()}, args.partition_picture)

@@ -36,12 +36,8 @@ def narrate(comm: Communicator, say: Callable[[str], None] = print) -> Iterator[
         yield
         return
     narrator = Narrator(comm, say)
-    comm.record.listeners = (*comm.record.listeners, narrator)
-    try:
-        with watched_by(narrator):
-            yield
-    finally:
-        comm.record.listeners = tuple(one for one in comm.record.listeners if one is not narrator)
+    with comm.record.heard_by(narrator), watched_by(narrator):
+        yield
 
 
 class Narrator(Listener, Watcher):

@@ -76,15 +76,11 @@ def record(
     with (folder / f"rank-{comm.rank:04}.jsonl").open("w", encoding="utf-8") as file:
         recorder = Recorder(comm, file, device, program)
         recorder.align(offset_to_first(apart))
-        before = comm.record.listeners
-        comm.record.listeners = (*before, recorder)
         try:
-            with watched_by(recorder):
+            with comm.record.heard_by(recorder), watched_by(recorder):
                 yield recorder
-            comm.record.listeners = before
             recorder.align(offset_to_first(apart))
         finally:
-            comm.record.listeners = before
             recorder.close()
 
 
